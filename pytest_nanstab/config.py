@@ -1,0 +1,81 @@
+"""Limits and settings, and the one merge of everything that can state them. Standard library only: the door imports it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+Mode = Literal["explicit", "all", "report", "off"]
+MODES = ("explicit", "all", "report", "off")
+EXPLAIN = ("rerun", "local", "off")
+GRADES = ("typical data", "fresh model", "trained model", "adversarial training", "scaled weights", "zeroed weights")
+
+
+class Limits(TypedDict, total=False):
+    """The user's bounds; none has a default. None removes an inherited one."""
+
+    max_loss: float | None  # |loss|
+    max_grad_norm: float | None  # global L2 norm of the unscaled gradients before clipping
+    min_grad_norm: float | None  # the same, from below
+    max_update_ratio: float | None  # ||dw|| / ||w|| per parameter and step
+    min_headroom_bits: float | None  # log2(finfo(dtype).max / max|value|) over activations, gradients, parameters
+
+
+LIMIT_HELP = {
+    "max_loss": "largest |loss| of any step",
+    "max_grad_norm": "largest global L2 norm of the unscaled gradients, before clipping",
+    "min_grad_norm": "smallest global L2 norm of the unscaled gradients, before clipping",
+    "max_update_ratio": "largest ||dw|| / ||w|| of any parameter in any step",
+    "min_headroom_bits": "smallest log2(finfo.max / max|value|) over activations, gradients and parameters",
+}
+LIMIT_NAMES = tuple(LIMIT_HELP)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One effective limit and the place it was stated."""
+
+    value: float
+    source: str
+
+
+def check_limit(name: str, value: object) -> float | None:
+    """`value` as a limit's number, or None; `TypeError` or `ValueError` say what is allowed."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or None, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+    return number
+
+
+def check_limits(given: Mapping[str, object]) -> dict[str, float | None]:
+    """A mapping of limit names to numbers or None; `TypeError` names an unknown key and the allowed ones."""
+    unknown = sorted(set(given) - set(LIMIT_NAMES))
+    if unknown:
+        raise TypeError(f"unknown argument {unknown[0]!r}; the limits are {', '.join(LIMIT_NAMES)}")
+    return {name: check_limit(name, value) for name, value in given.items()}
+
+
+def merge_limits(layers: Iterable[tuple[str, Mapping[str, float | None]]]) -> dict[str, Limit]:
+    """Merge (source, limits) layers field by field, the weakest first; a None takes an inherited limit away."""
+    merged: dict[str, Limit] = {}
+    for source, limits in layers:
+        for name, value in limits.items():
+            if value is None:
+                merged.pop(name, None)
+            else:
+                merged[name] = Limit(value, source)
+    return {name: merged[name] for name in LIMIT_NAMES if name in merged}
+
+
+def limits_from_call(given: Mapping[str, Any], inherited: Mapping[str, Limit] | None = None) -> dict[str, Limit]:
+    """The limits of a call on top of those inherited from marker and ini."""
+    layers: list[tuple[str, Mapping[str, float | None]]] = [
+        (limit.source, {name: limit.value}) for name, limit in (inherited or {}).items()
+    ]
+    return merge_limits([*layers, ("call", check_limits(given))])
