@@ -1,0 +1,1 @@
+"""Watching a training loop: sinks and measurements on torch's hooks, ending in a `Run`."""

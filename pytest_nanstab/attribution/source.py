@@ -1,0 +1,57 @@
+"""Which line is the user's: the innermost frame outside torch, other libraries, the standard library and this package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
+_STDLIB = tuple({str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib")})
+_LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+@lru_cache(maxsize=4096)
+def is_user_file(filename: str) -> bool:
+    """Whether a code object's file is the user's own: a real file in no library."""
+    if filename.startswith("<") or filename.startswith(_PACKAGE):
+        return False
+    if any(part in filename for part in _LIBRARY_PARTS):
+        return False
+    return not filename.startswith(_STDLIB)
+
+
+def user_frame(depth: int = 1) -> FrameType | None:
+    """The innermost user frame, looking outwards from the caller (`depth` frames up)."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def place(filename: str, line: int) -> str:
+    """A line as "models/attention.py:31", relative to the working directory when it lies below it."""
+    try:
+        shown = os.path.relpath(filename)
+    except ValueError:  # another drive on Windows
+        shown = filename
+    return f"{filename if shown.startswith('..') else shown}:{line}"
+
+
+def user_spot(depth: int = 1) -> tuple[str, int] | None:
+    """The innermost user line as (file, line): cheap enough to be taken on every call of a watched function."""
+    frame = user_frame(depth + 1)
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def shown(spot: tuple[str, int] | None) -> str | None:
+    """A spot as "path:line"."""
+    return None if spot is None else place(*spot)
+
+
+def user_line(depth: int = 1) -> str | None:
+    """The innermost user line of the current call stack as "path:line", or None without any."""
+    return shown(user_spot(depth + 1))

@@ -1,0 +1,76 @@
+"""`watch()`: the public way into a region, in or out of pytest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from pytest_nanstab.config import Limit, limits_from_call
+from pytest_nanstab.watching.options import Options
+from pytest_nanstab.watching.region import Region
+from pytest_nanstab.watching.run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+    from typing_extensions import Unpack
+
+    from pytest_nanstab.config import Limits
+
+
+def watch(
+    model: nn.Module | None = None,
+    *,
+    name: str = "watch",
+    on_instability: Literal["raise", "record"] = "raise",
+    **limits: Unpack[Limits],
+) -> AbstractContextManager[Run]:
+    """Watch any training or evaluation code in a `with` block: own loop, Lightning, Hugging Face, Accelerate.
+
+    Args:
+        model: judge only this module's outermost outputs; None judges those of all modules. Losses, gradients,
+            parameters and optimizer state are judged whatever they belong to.
+        name: shown in findings.
+        on_instability: "raise" raises at the sink (for gradients before parameters change); "record" only fills
+            `run.findings`.
+        limits: `max_loss`, `max_grad_norm`, `min_grad_norm`, `max_update_ratio`, `min_headroom_bits`; see `Limits`.
+
+    Returns:
+        A context manager that yields the `Run`.
+
+    Raises:
+        TypeError, ValueError: at once, for a wrong argument.
+        NonFiniteError, StabilityError: inside the block, or at its end, with `on_instability="raise"`.
+    """
+    return _watch(model, name, on_instability, limits_from_call(limits))
+
+
+def start_watch(
+    model: nn.Module | None, name: str, on_instability: str, limits: Mapping[str, Limit]
+) -> AbstractContextManager[Run]:
+    """`watch()` for callers that have merged their limits already."""
+    return _watch(model, name, on_instability, limits)
+
+
+def _watch(
+    model: nn.Module | None, name: str, on_instability: str, limits: Mapping[str, Limit]
+) -> AbstractContextManager[Run]:
+    from torch import nn
+
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {type(name).__name__}")
+    if on_instability not in ("raise", "record"):
+        raise ValueError(f"on_instability must be 'raise' or 'record', got {on_instability!r}")
+    return _region(Options(name=name, model=model, raises=on_instability == "raise", limits=limits))
+
+
+@contextmanager
+def _region(options: Options) -> Iterator[Run]:
+    __tracebackhide__ = True
+    with Region(options) as region:
+        yield region.run

@@ -1,0 +1,98 @@
+"""Headroom: how many bits a tensor's largest value is below the largest finite number of its dtype."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.hooks import RemovableHandle
+
+from pytest_nanstab.watching import measure
+from pytest_nanstab.watching.names import Names
+
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+def bits(largest: float, dtype: torch.dtype) -> float | None:
+    """log2(finfo(dtype).max / largest): 0 is the edge of overflow; None for a tensor of zeros.
+
+    Values that are infinite or equal to the dtype's largest number are mask constants, not measurements: None too.
+    """
+    top = _LARGEST.get(dtype)
+    if top is None or not 0 < largest < top:
+        return None
+    return math.log2(top / largest)
+
+
+class Headroom:
+    """Running least headroom of activations (leaf module outputs), gradients and parameters."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._handle: RemovableHandle | None = None
+        self._largest: dict[tuple[str, Any, torch.dtype], float] = {}
+        self._paths: dict[int, str] = {}
+        self.worst: tuple[float, str, str, float, torch.dtype] | None = None
+
+    def install(self) -> None:
+        self._handle = register_module_forward_hook(self._leaf)
+
+    def remove(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _leaf(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or module._modules:
+            return
+        for _, tensor in measure.tensors_in(output):
+            self._see("activation", id(module), tensor)
+
+    def step(self, parameters: list[Tensor]) -> None:
+        """Measure an optimizer's gradients and parameters."""
+        for parameter in parameters:
+            self._see("parameter", id(parameter), parameter)
+            if parameter.grad is not None:
+                self._see("gradient", id(parameter), parameter.grad)
+
+    def _see(self, quantity: str, key: int, tensor: Tensor) -> None:
+        dtype = tensor.dtype
+        top = _LARGEST.get(dtype)
+        seen = measure.extent(tensor) if top is not None else None
+        if seen is None or not seen.finite or top is None or not seen.largest < top:
+            return
+        slot = (quantity, key, dtype)
+        if seen.largest > self._largest.get(slot, 0.0):
+            self._largest[slot] = seen.largest
+
+    def least(self) -> tuple[float, str, str, float, torch.dtype] | None:
+        """(bits, quantity, name, largest value, dtype) of the tensor nearest to overflow."""
+        best = None
+        for (quantity, key, dtype), largest in self._largest.items():
+            distance = bits(largest, dtype)
+            if distance is not None and (best is None or distance < best[0]):
+                best = (distance, quantity, key, largest, dtype)
+        return None if best is None else (best[0], best[1], self._name(best[2]), best[3], best[4])
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Bits by quantity and then by "name dtype"."""
+        result: dict[str, dict[str, float]] = {}
+        for (quantity, key, dtype), largest in self._largest.items():
+            distance = bits(largest, dtype)
+            if distance is not None:
+                label = f"{self._name(key)} {str(dtype).removeprefix('torch.')}"
+                rows = result.setdefault(quantity, {})
+                rows[label] = min(distance, rows.get(label, math.inf))
+        return result
+
+    def _name(self, key: int) -> str:
+        if key not in self._paths:
+            for root in self._names.roots():
+                for name, module in root.named_modules():
+                    self._paths.setdefault(id(module), name or type(module).__name__)
+                for name, parameter in root.named_parameters():
+                    self._paths.setdefault(id(parameter), name)
+        return self._paths.get(key, "?")

@@ -1,0 +1,155 @@
+"""The functions that run in every training step: closures, because attribute look-ups on the hot path decide its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pytest_nanstab.watching import torch_private
+from pytest_nanstab.watching.pending import objective
+
+if TYPE_CHECKING:
+    from pytest_nanstab.watching.region import Region
+
+
+def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.autograd.backward` with a look at the loss before it."""
+    dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
+    isfinite = math.isfinite
+    inside = False
+    bound = region.options.limits.get("max_loss")
+
+    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        # A backward inside a backward (reentrant checkpointing) is part of the outer one.
+        if inside or not region.active:
+            return original(tensors, grad_tensors, *args, **kwargs)
+        plain = type(tensors) is Tensor and grad_tensors is None and tensors.is_cpu
+        if plain and tensors.numel() == 1 and not dispatch_modes() and not function_modes():
+            value = tensors.item()
+        else:
+            value = objective(tensors, kwargs.get("grad_tensors", grad_tensors))
+        if type(value) is float:
+            if region.scaling.scale is not None:
+                value = region.scaling.loss(tensors, value)
+            region.loss = value
+            if bound is not None or region.pending is not None or not isfinite(value):
+                region.before_backward(tensors, value)
+        if region.clips.calls:
+            region.clips.before_backward()
+        inside = True
+        try:
+            return original(tensors, grad_tensors, *args, **kwargs)
+        finally:
+            inside = False
+            region.backwards += 1
+            if region.pending is not None:
+                region.after_backward()
+
+    return backward
+
+
+def step_hook_of(region: Region) -> Callable[..., Any]:
+    """The global optimizer step pre-hook: counts the step, and judges it when it is due."""
+    run = region.run
+    add_loss = run.loss.append
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if not region.active:
+            return None
+        if len(args) > 1 or kwargs:
+            wrapped = region.with_closure(optimizer, args, kwargs)
+            if wrapped is not None:
+                return wrapped
+        add_loss(region.loss)
+        run.steps = step = run.steps + 1
+        if step >= region.due or region.pending is not None or optimizer is not region.last_optimizer:
+            region.inspect(optimizer)
+        return None
+
+    return before_step
+
+
+def clip_norm_of(region: Region) -> Callable[[Any], Any]:
+    """`clip_grad_norm_`, recording what it saw."""
+    from pytest_nanstab.watching.clips import as_list
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_grad_norm_(
+            parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any
+        ) -> Any:
+            if not region.active or region.run.steps + 1 < region.due:
+                return original(parameters, max_norm, norm_type, *args, **kwargs)
+            parameters, listed = as_list(parameters)
+            result = original(parameters, max_norm, norm_type, *args, **kwargs)
+            region.clipped(listed, result, float(max_norm), float(norm_type))
+            return result
+
+        return clip_grad_norm_
+
+    return make
+
+
+def clip_value_of(region: Region) -> Callable[[Any], Any]:
+    """`clip_grad_value_`, recording what it saw."""
+    from pytest_nanstab.watching.clips import as_list
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kwargs: Any) -> Any:
+            if not region.active or region.run.steps + 1 < region.due:
+                return original(parameters, clip_value, *args, **kwargs)
+            parameters, listed = as_list(parameters)
+            raw = region.norm_before_clip(listed)
+            result = original(parameters, clip_value, *args, **kwargs)
+            region.clipped(listed, raw, float(clip_value), None)
+            return result
+
+        return clip_grad_value_
+
+    return make
+
+
+def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
+    """Replacements for the methods of `torch.amp.GradScaler`, by name."""
+
+    def scale(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, outputs: Any) -> Any:
+            result = original(self, outputs)
+            if region.active:
+                region.scaling.scaled(self, outputs, result)
+            return result
+
+        return method
+
+    def unscale_(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, optimizer: Any) -> None:
+            original(self, optimizer)
+            if region.active:
+                region.unscaled(optimizer)
+
+        return method
+
+    def step(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            if not region.active or not self.is_enabled():
+                return original(self, optimizer, *args, **kwargs)
+            before = region.run.steps
+            result = original(self, optimizer, *args, **kwargs)
+            region.after_scaler_step(stepped=region.run.steps > before)
+            return result
+
+        return method
+
+    def update(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            if region.active:
+                region.scaler_updated(self)
+
+        return method
+
+    return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
+

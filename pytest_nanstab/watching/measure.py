@@ -1,0 +1,170 @@
+"""Measurements of tensors: exact about NaN and Inf, and never overflowing on finite values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_nanstab.watching import torch_private
+
+# Below this many elements one flat copy and one kernel cost less than a kernel per tensor.
+_FLAT_ELEMENTS = 65_536
+_MAX_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Smallest and largest value of a tensor; both NaN when it holds a NaN."""
+
+    low: float
+    high: float
+
+    @property
+    def has_nan(self) -> bool:
+        return self.low != self.low
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
+    def largest(self) -> float:
+        return max(abs(self.low), abs(self.high)) if not self.has_nan else math.nan
+
+
+def tensors_in(obj: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a pytree (tuples, lists, mappings, dataclass-like objects) with their paths."""
+    if isinstance(obj, Tensor):
+        yield path, obj
+    elif depth >= _MAX_DEPTH or obj is None or isinstance(obj, (str, bytes, int, float)):
+        return
+    elif isinstance(obj, Mapping):
+        for key, value in obj.items():
+            yield from tensors_in(value, f"{path}.{key}" if path else str(key), depth + 1)
+    elif isinstance(obj, (list, tuple)):
+        for index, value in enumerate(obj):
+            yield from tensors_in(value, f"{path}[{index}]", depth + 1)
+    elif hasattr(obj, "__dataclass_fields__"):
+        yield from tensors_in({name: getattr(obj, name, None) for name in obj.__dataclass_fields__}, path, depth + 1)
+
+
+def plain(tensor: Tensor) -> Tensor | None:
+    """A dense, real view of the tensor's numbers without gradients, or None when it has none to look at.
+
+    None for integers, bools, meta and fake tensors, functorch's wrappers and quantised tensors. Sparse tensors give
+    their values, distributed ones the local shard, complex ones their real and imaginary parts.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        if torch_private.is_functorch_wrapped(tensor) or _is_fake(tensor):
+            return None
+        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.as_subclass(Tensor)
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.device.type == "meta" or not tensor.is_floating_point() or tensor.numel() == 0:
+        return None
+    return tensor if tensor.element_size() > 1 else tensor.float()
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    return type(tensor).__module__.startswith("torch._subclasses")
+
+
+def extent(tensor: Tensor) -> Extent | None:
+    """Smallest and largest value in one pass without a temporary; None when there are no floating values.
+
+    NaN and both infinities show in the result, and nothing can overflow (`torch.aminmax` passes NaN on).
+    """
+    if torch_private.modes_active():
+        with torch_private.unseen():
+            return _extent(tensor)
+    return _extent(tensor)
+
+
+def _extent(tensor: Tensor) -> Extent | None:
+    values = plain(tensor)
+    if values is None:
+        return None
+    low, high = torch.aminmax(values)
+    return Extent(low.item(), high.item())
+
+
+def has_nan(obj: Any) -> str | None:
+    """The path of the first tensor of a pytree that holds a NaN, or None; the empty path is the object itself."""
+    for path, tensor in tensors_in(obj):
+        seen = extent(tensor)
+        if seen is not None and seen.has_nan:
+            return path
+    return None
+
+
+def global_norm(gradients: Sequence[Tensor]) -> float:
+    """L2 norm over all gradients together; NaN or Inf only when an element is.
+
+    A norm whose squares overflow the gradients' own dtype although every element is finite is computed again, scaled
+    and in double precision.
+    """
+    if not gradients:
+        return 0.0
+    if torch_private.modes_active():
+        with torch_private.unseen():
+            return _global_norm(gradients)
+    return _global_norm(gradients)
+
+
+def _global_norm(gradients: Sequence[Tensor]) -> float:
+    norm = _fast_norm(gradients)
+    return norm if math.isfinite(norm) else exact_norm(gradients)
+
+
+def _fast_norm(gradients: Sequence[Tensor]) -> float:
+    if any(type(g) is not Tensor or g.layout is not torch.strided for g in gradients):
+        return exact_norm(gradients)
+    with torch.no_grad():
+        return math.sqrt(sum(n.item() ** 2 for n in torch_private.foreach_norm(gradients)))
+
+
+def exact_norm(gradients: Sequence[Tensor]) -> float:
+    """L2 norm in double precision, each tensor scaled by its largest value first."""
+    total = 0.0
+    for gradient in gradients:
+        values = plain(gradient)
+        if values is None:
+            continue
+        seen = _extent(values)
+        if seen is None or not seen.finite:
+            return math.nan if seen is None or seen.has_nan else math.inf
+        if seen.largest > 0:
+            total = math.hypot(total, seen.largest * torch.linalg.vector_norm(values.double() / seen.largest).item())
+    return total
+
+
+def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:
+    """What a finding tells about a bad tensor: dtype, shape, counts, first bad index, range of the finite values."""
+    with torch_private.unseen():
+        values = plain(tensor)
+        if values is None:
+            return {}
+        bad = ~torch.isfinite(values)
+        good = values[~bad]
+        nan = int(torch.isnan(values).sum())
+        facts: dict[str, Any] = {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "count": int(bad.sum()),
+            "of": values.numel(),
+            "nan": nan,
+            "inf": int(bad.sum()) - nan,
+        }
+        if facts["count"]:
+            facts["first_index"] = torch.nonzero(bad)[0].tolist()
+        if good.numel():
+            facts["range"] = [good.min().item(), good.max().item()]
+        return facts

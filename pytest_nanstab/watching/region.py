@@ -1,0 +1,613 @@
+"""A watched region: the sinks of section "where verdicts fall", judged by one state machine.
+
+One region is active at a time; an inner one suspends the outer. The hot functions live in `hotpath`; what is here runs
+when a step is due to be judged or when something is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Mapping
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.findings import Finding, error_from
+from pytest_nanstab.watching import hotpath, measure, scaling, state, verdicts
+from pytest_nanstab.watching.clips import Clip, Clips, norms_at_step
+from pytest_nanstab.watching.headroom import Headroom
+from pytest_nanstab.watching.names import Names
+from pytest_nanstab.watching.options import Options
+from pytest_nanstab.watching.outputs import Call, OutputWatch
+from pytest_nanstab.watching.patches import Patches, patch_clips
+from pytest_nanstab.watching.pending import PendingLoss, leaves_of
+from pytest_nanstab.watching.run import Run
+from pytest_nanstab.watching.updates import Stuck, Updates
+
+_ACTIVE: list[Region] = []
+_NEVER = 1 << 62
+# Sampled judging of gradients may take this share of the time, after an allowance that covers short tests whole.
+_SHARE = 0.01
+_ALLOWANCE_NS = 1_000_000
+_UNSEEN = 2  # the clock sees about half of what our own work costs
+
+
+class Region:
+    """Watches everything torch trains or evaluates between `__enter__` and `__exit__`.
+
+    Attributes:
+        run: the measurements.
+        findings: the same list as `run.findings`: recorded, or recorded and raised.
+        context: merged into the evidence of every finding; "batch", "steps", "seed", "precision", "device", "again".
+    """
+
+    def __init__(self, options: Options, context: Mapping[str, object] | None = None) -> None:
+        self.options = options
+        self.run = Run()
+        self.context: dict[str, object] = dict(context or {})
+        self.active = False
+        self.finished = False
+        # Written by the hot path.
+        self.loss: float | None = None
+        self.backwards = 0
+        self.due = 0
+        self.last_optimizer: Optimizer | None = None
+        self.pending: PendingLoss | None = None
+        self.scaling = scaling.Scaling()
+        self.clips = Clips()
+        self.names = Names()
+        self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
+        self.headroom = Headroom(self.names) if options.headroom or "min_headroom_bits" in options.limits else None
+        self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
+        self._stuck = Stuck() if options.track_parameters else None
+        self._copies: list[tuple[Tensor, Tensor]] = []
+        self._patches = Patches()
+        self._held: list[Optimizer] = []
+        self._parameters: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], list[Tensor]]]
+        self._parameters = weakref.WeakKeyDictionary()
+        self._bad_call: Call | None = None
+        self._bad_call_step = 0
+        self._rooted = False
+        self._known: set[tuple[str, str | None, str | None]] = set()
+        self._step_spot: tuple[str, int] | None = None
+        self._judged = 0
+        self._started = perf_counter_ns()
+        self._own = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        return self.run.findings
+
+    @property
+    def used(self) -> bool:
+        """Whether torch was used at all: a module called, a backward or a step made."""
+        return bool(self.outputs.seen or self.backwards or self.run.steps)
+
+    # -- being active ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Region:
+        if _ACTIVE:
+            _ACTIVE[-1]._suspend()
+        _ACTIVE.append(self)
+        self._resume()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        self.leave()
+        if error is None:
+            self.finish()
+        elif isinstance(error, Exception):
+            self.finish(quiet=True)
+        else:
+            self._forget()
+
+    def leave(self) -> None:
+        """Take all hooks away and give the outer region, if any, its place back."""
+        self._suspend()
+        if self in _ACTIVE:
+            was_top = _ACTIVE[-1] is self
+            _ACTIVE.remove(self)
+            if was_top and _ACTIVE:
+                _ACTIVE[-1]._resume()
+
+    def _resume(self) -> None:
+        self.active = True
+        self._patches.attribute(torch.autograd, "backward", lambda original: hotpath.backward_of(self, original))
+        patch_clips(self._patches, hotpath.clip_norm_of(self), hotpath.clip_value_of(self))
+        for name, make in hotpath.scaler_patches(self).items():
+            self._patches.attribute(torch.amp.GradScaler, name, make)
+        self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
+        if self._wants_post_hook():
+            self._patches.handle(register_optimizer_step_post_hook(self._after_step))
+        if self.headroom is not None:
+            self.headroom.install()
+        self.outputs.install()
+
+    def _suspend(self) -> None:
+        self.active = False
+        self.outputs.remove()
+        if self.headroom is not None:
+            self.headroom.remove()
+        self._patches.undo()
+
+    def _wants_post_hook(self) -> bool:
+        return self._updates is not None or self._stuck is not None or self.options.check_parameters
+
+    # -- reporting ---------------------------------------------------------------------------------------------------
+
+    def report(self, finding: Finding) -> None:
+        """Record a finding, and raise it where the region raises. Only the first non-finite one is a root cause."""
+        __tracebackhide__ = True
+        if finding.is_nonfinite:
+            if self._rooted and not self.options.raises:
+                return
+            self._rooted = True
+        finding = self._in_context(finding)
+        known = (finding.kind, finding.module, finding.source) in self._known
+        self._known.add((finding.kind, finding.module, finding.source))
+        if not known:
+            self.findings.append(finding)
+        if self.options.raises and not self.finished:
+            raise error_from([finding])
+
+    def _in_context(self, finding: Finding) -> Finding:
+        names = {} if self.options.name == "watch" else {"watch": self.options.name}
+        evidence = {**self.context, **names, **finding.evidence}
+        fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
+        return Finding(**{**fields, "evidence": evidence})
+
+    # -- the loss ----------------------------------------------------------------------------------------------------
+
+    def before_backward(self, tensors: Any, value: float) -> None:
+        """A loss is about to be differentiated, and it is not finite, or bounded, or an earlier one is pending."""
+        __tracebackhide__ = True
+        if self.pending is not None and self.pending.discarded():
+            self._discard()
+        if not math.isfinite(value):
+            if self.pending is None:
+                self.pending = PendingLoss(self.run.steps + 1, value, user_spot(2), leaves_of(tensors))
+                self.pending.batch = self.context.get("batch")
+            return
+        if self._bad_call is not None and self._bad_call.in_graph:
+            self._bad_call = None  # a NaN in the output did not reach the loss
+        bound = self.options.limits.get("max_loss")
+        if bound is not None and verdicts.broken(bound, abs(value)):
+            step = self.run.steps + 1
+            self.report(verdicts.limit("max_loss", bound, abs(value), step, "|loss|", "forward", user_spot(2)))
+
+    def after_backward(self) -> None:
+        """A backward has run while a non-finite loss is pending."""
+        if self.pending is not None:
+            self.pending.backward_done()
+
+    def _discard(self) -> None:
+        self.pending = None
+        self._bad_call = None
+        self.run.skipped_steps += 1
+
+    def _judge_pending(self, parameters: list[Tensor]) -> None:
+        __tracebackhide__ = True
+        pending = self.pending
+        if pending is None:
+            return
+        if pending.discarded():
+            self._discard()
+        elif pending.concerns(parameters):
+            self.pending = None
+            self._report_loss(pending)
+
+    def _report_loss(self, pending: PendingLoss) -> None:
+        """The root of a non-finite loss: a parameter broken before, the data, or the forward pass."""
+        __tracebackhide__ = True
+        call, name = self._bad_call, None
+        self._bad_call = None
+        broken = self._broken_parameter()
+        if broken is not None:
+            optimizer, tensor = broken
+            self.report(self._parameter_finding(optimizer, tensor, pending.step - 1))
+            return
+        if call is not None and self._bad_call_step == pending.step:
+            name = verdicts.display_name(call.module)
+            if call.input_path is not None:
+                self.report(verdicts.input_of_step(pending.step, call, name, pending.spot))
+                return
+        extra = {"batch": pending.batch} if pending.batch is not None else {}
+        self.report(verdicts.loss(pending, name, **extra))
+
+    def _broken_parameter(self) -> tuple[Optimizer, Tensor] | None:
+        for optimizer in reversed(self._held):
+            tensor = state.bad_parameter(optimizer)
+            if tensor is not None:
+                return optimizer, tensor
+        return None
+
+    def _parameter_finding(self, optimizer: Optimizer, tensor: Tensor, step: int) -> Finding:
+        sampled = not self.options.dense and self._judged < step
+        extra = {"step_range": [self._judged + 1, step]} if sampled and self._judged + 1 < step else {}
+        name = self.names.label(optimizer, tensor)
+        return verdicts.parameter(step, name, tensor, optimizer, self._step_spot, **extra)
+
+    # -- outermost outputs -------------------------------------------------------------------------------------------
+
+    def first_call(self, module: nn.Module) -> None:
+        """An outermost module is about to be called."""
+        self.names.add(module)
+
+    def output_is_bad(self, call: Call) -> None:
+        """An outermost call returned a NaN."""
+        __tracebackhide__ = True
+        if call.in_graph:
+            # In training the loss decides; until then it is only known where the NaN was seen first.
+            if self._bad_call is None or self._bad_call_step != self.run.steps + 1:
+                self._bad_call, self._bad_call_step = call, self.run.steps + 1
+            return
+        self._report_output(call)
+
+    def _report_output(self, call: Call) -> None:
+        __tracebackhide__ = True
+        carried = state.bad_in_module(call.module)
+        if carried is not None:
+            what, name, tensor = carried
+            self._report_carried(call, what, name, tensor)
+        elif call.input_path is None and "output" not in self.options.allow_nonfinite:
+            self.report(verdicts.output(call, verdicts.display_name(call.module), self.run.steps))
+
+    def _report_carried(self, call: Call, what: str, name: str, tensor: Tensor) -> None:
+        __tracebackhide__ = True
+        if "output" in self.options.allow_nonfinite:
+            return
+        if what == "buffer":
+            self.report(verdicts.buffer(self.run.steps, name, tensor, call.spot, "eval"))
+            return
+        owner = next((o for o in self._held if any(p is tensor for p in state.parameters_of(o))), None)
+        if owner is not None:
+            self.report(self._parameter_finding(owner, tensor, self.run.steps))
+        else:
+            self.report(verdicts.parameter(self.run.steps, name, tensor, None, call.spot))
+
+    # -- the optimizer step ------------------------------------------------------------------------------------------
+
+    def with_closure(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """New step arguments whose closure is judged after its first evaluation, before parameters change."""
+        given = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
+        if not callable(given):
+            return None
+        evaluations = 0
+
+        def closure(*a: Any, **k: Any) -> Any:
+            nonlocal evaluations
+            __tracebackhide__ = True
+            result = given(*a, **k)
+            evaluations += 1
+            if evaluations == 1 and self.active:
+                self.run.loss.append(self.loss)
+                self.run.steps += 1
+                self.inspect(optimizer)
+            elif self.pending is not None:
+                # A line search may step through a bad trial point: what it leaves behind is judged, not the trial.
+                self.pending = None
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+
+    def inspect(self, optimizer: Optimizer) -> None:
+        """Judge the step that is about to run: pending loss, gradients, clips, limits."""
+        __tracebackhide__ = True
+        begun = perf_counter_ns()
+        if optimizer is not self.last_optimizer:
+            self._hold(optimizer)
+        parameters = self._parameters_of(optimizer)
+        scale, skipped = scaling.fused_state(optimizer) if hasattr(optimizer, "found_inf") else (1.0, False)
+        if skipped:
+            self._count_skip()
+            return
+        if self.pending is not None:
+            self._judge_pending(parameters)
+        self._judge_gradients(optimizer, parameters, scale)
+        if self.headroom is not None:
+            self.headroom.step(parameters)
+            self._judge_headroom()
+        if self._updates is not None:
+            self._updates.remember(parameters)
+        if self._stuck is not None:
+            self._copies = self._stuck.before(optimizer)
+        self._judged = self.run.steps
+        self._schedule(begun)
+
+    def _schedule(self, begun: int) -> None:
+        """Set the step that is judged next: every one when dense, else as often as the time budget allows."""
+        if self.options.dense:
+            return
+        now = perf_counter_ns()
+        self._own += now - begun
+        spent, elapsed = self._own * _UNSEEN, now - self._started
+        overdrawn = spent - _ALLOWANCE_NS - _SHARE * elapsed
+        per_step = elapsed / self.run.steps
+        pause = math.ceil(overdrawn / _SHARE / per_step) if overdrawn > 0 else 1
+        self.due = self.run.steps + min(max(pause, 1), 1000)
+        if pause > 1:
+            self.outputs.sample()
+
+    def _judge_gradients(self, optimizer: Optimizer, parameters: list[Tensor], scale: float) -> None:
+        __tracebackhide__ = True
+        step = self.run.steps
+        clips = self.clips.take(parameters) if self.clips.calls else []
+        raw, received = self._norms(parameters, clips, scale)
+        self._record_norms(raw, received)
+        if not (math.isfinite(received) and (raw is None or math.isfinite(raw))):
+            self._report_gradient(optimizer, parameters, clips, received)
+        for clip in clips:
+            self._judge_clip(clip, optimizer, received)
+        self.clips.stepped(optimizer, self.backwards)
+        limits = self.options.limits
+        if limits:
+            seen = raw if raw is not None else received
+            for name, below in (("max_grad_norm", False), ("min_grad_norm", True)):
+                bound = limits.get(name)
+                if bound is not None and verdicts.broken(bound, seen, below=below):
+                    self.report(verdicts.limit(name, bound, seen, step, "gradient norm", "backward", user_spot(2)))
+
+    def _norms(self, parameters: list[Tensor], clips: list[Clip], scale: float) -> tuple[float | None, float]:
+        """(raw, received) global L2 norms, unscaled; one clip over exactly these parameters needs no pass of ours."""
+        if len(clips) == 1:
+            clip = clips[0]
+            if clip.raw is not None and clip.backwards == self.backwards and clip.scale is None:
+                same = len(clip.parameters) == len(parameters) and all(
+                    a is b for a, b in zip(clip.parameters, parameters, strict=True)
+                )
+                if same and clip.by_norm:
+                    return clip.raw, clip.raw * clip.kept
+        received = measure.global_norm([p.grad for p in parameters if p.grad is not None]) / scale
+        effective = [clip for clip in clips if clip.backwards == self.backwards and clip.scale is None]
+        if not effective:
+            return received, received
+        if len(effective) == 1 and not effective[0].by_norm and len(effective[0].parameters) == len(parameters):
+            return effective[0].raw, received
+        return norms_at_step(effective, parameters, received), received
+
+    def _record_norms(self, raw: float | None, received: float) -> None:
+        run = self.run
+        behind = run.steps - 1 - len(run.grad_norm)
+        if behind:
+            run.grad_norm.extend([None] * behind)
+            run.clipped_grad_norm.extend([None] * behind)
+        run.grad_norm.append(raw)
+        run.clipped_grad_norm.append(received)
+
+    def _report_gradient(
+        self, optimizer: Optimizer, parameters: list[Tensor], clips: list[Clip], received: float
+    ) -> None:
+        __tracebackhide__ = True
+        step, spot = self.run.steps, user_spot(2)
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            seen = measure.extent(parameter.grad)
+            if seen is not None and not seen.finite:
+                name = self.names.label(optimizer, parameter)
+                self.report(verdicts.gradient(step, name, parameter.grad, spot, optimizer=type(optimizer).__name__))
+                return
+        clip = next((c for c in clips if c.raw is not None and not math.isfinite(c.raw)), None)
+        if clip is not None and clip.raw is not None:
+            self.report(verdicts.norm_overflow(step, clip.raw, clip.spot or spot))
+
+    def _judge_clip(self, clip: Clip, optimizer: Optimizer, received: float) -> None:
+        __tracebackhide__ = True
+        function = "clip_grad_norm_" if clip.by_norm else "clip_grad_value_"
+        step = self.run.steps
+        if not clip.parameters:
+            self.report(verdicts.empty_clip(step, function, clip.spot, clip.max_norm, received))
+        elif self.clips.without_effect(clip, optimizer, self.backwards):
+            self.report(
+                verdicts.ineffective_clip(step, function, clip.spot, clip.gradients, clip.max_norm, received)
+            )
+        elif clip.scale is not None and clip.unscaled_later:
+            self.report(verdicts.scaled_clip(step, function, clip.spot, clip.scale, clip.max_norm))
+
+    def _judge_headroom(self) -> None:
+        __tracebackhide__ = True
+        bound = self.options.limits.get("min_headroom_bits")
+        if bound is None or self.headroom is None:
+            return
+        least = self.headroom.least()
+        if least is not None and verdicts.broken(bound, least[0], below=True):
+            bits, quantity, name, largest, dtype = least
+            finding = verdicts.limit(
+                "min_headroom_bits", bound, bits, self.run.steps, f"{quantity} headroom", "forward", user_spot(2)
+            )
+            evidence = {**finding.evidence, "tensor": name, "dtype": str(dtype).removeprefix("torch."), "max": largest}
+            self.report(
+                Finding(
+                    kind="limit",
+                    message=finding.message,
+                    step=finding.step,
+                    phase=finding.phase,
+                    module=name,
+                    source=finding.source,
+                    evidence=evidence,
+                )
+            )
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        __tracebackhide__ = True
+        if not self.active:
+            return
+        step = self.run.steps
+        parameters = self._parameters_of(optimizer)
+        if self._updates is not None:
+            ratio, guilty = self._updates.largest(parameters)
+            self.run.update_ratio.extend([None] * (step - 1 - len(self.run.update_ratio)))
+            self.run.update_ratio.append(ratio)
+            bound = self.options.limits.get("max_update_ratio")
+            if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
+                name = self.names.label(optimizer, guilty)
+                what = f"update ratio of {name}"
+                self.report(verdicts.limit("max_update_ratio", bound, ratio, step, what, "optimizer", user_spot(1)))
+        if self._stuck is not None:
+            self._stuck.after(self._copies)
+        if self.options.check_parameters:
+            self._step_spot = user_spot(1)
+            self._judge_state(optimizer)
+            self._judge_buffers()
+
+    def _judge_state(self, optimizer: Optimizer) -> None:
+        __tracebackhide__ = True
+        tensor = state.bad_parameter(optimizer)
+        if tensor is not None:
+            self.report(self._parameter_finding(optimizer, tensor, self.run.steps))
+            return
+        found = state.bad_state(optimizer)
+        if found is not None:
+            parameter, key, tensor = found
+            name = self.names.label(optimizer, parameter) if parameter is not None else "the optimizer"
+            self.report(
+                verdicts.optimizer_state(self.run.steps, name, key, tensor, optimizer, parameter, self._step_spot)
+            )
+
+    def _judge_buffers(self) -> None:
+        __tracebackhide__ = True
+        found = state.bad_buffer(self.names)
+        if found is not None:
+            name, tensor = found
+            self.report(verdicts.buffer(self.run.steps, name, tensor, self._step_spot))
+
+    def stuck_parameters(self) -> list[str]:
+        """Dotted names of parameters that no step changed although each had a gradient and a learning rate."""
+        if self._stuck is None:
+            return []
+        return [self.names.parameter(p) or "a parameter" for p in self._stuck.found()]
+
+    # -- clips and scalers -------------------------------------------------------------------------------------------
+
+    def clipped(self, parameters: list[Tensor], result: Any, bound: float, norm_type: float | None) -> None:
+        """A clip has run; `norm_type` None is a clip by value, whose `result` is the norm before it."""
+        if norm_type is None:
+            raw = result
+        else:
+            raw = float(result) if norm_type == 2 and isinstance(result, Tensor) and result.numel() == 1 else None
+        scale = self.scaling.scale if self.scaling.gradients_scaled(parameters) else None
+        self.clips.add(parameters, raw, bound, norm_type is not None, (self.backwards, scale))
+
+    def norm_before_clip(self, parameters: list[Tensor]) -> float:
+        """The global L2 norm that a clip by value is about to change."""
+        return measure.global_norm([p.grad for p in parameters if p.grad is not None])
+
+    def unscaled(self, optimizer: Optimizer) -> None:
+        """GradScaler has unscaled the gradients of an optimizer."""
+        ids = {id(p) for p in self._parameters_of(optimizer)}
+        self.scaling.unscaled |= ids
+        self.clips.unscaled(ids)
+
+    def after_scaler_step(self, *, stepped: bool) -> None:
+        """`scaler.step(optimizer)` returned; `stepped` tells whether the optimizer was called."""
+        __tracebackhide__ = True
+        if stepped:
+            self.scaling.attempted(skipped=False)
+        else:
+            self._count_skip()
+
+    def _count_skip(self) -> None:
+        __tracebackhide__ = True
+        self._discard()
+        self.clips.calls.clear()
+        if self.scaling.attempted(skipped=True):
+            attempts, scale = self.scaling.skipped_in_a_row, self.scaling.scale
+            self.report(verdicts.stuck_scale(self.run.steps, attempts, scale, user_spot(2)))
+
+    def scaler_updated(self, scaler: Any) -> None:
+        """`scaler.update()` has run."""
+        __tracebackhide__ = True
+        self.scaling.updated(scaler)
+        if self.scaling.fell_below_one:
+            self.scaling.fell_below_one = False
+            scale = float(scaler.get_scale())
+            self.report(verdicts.stuck_scale(self.run.steps, self.scaling.skipped_in_a_row, scale, user_spot(2)))
+
+    # -- optimizers --------------------------------------------------------------------------------------------------
+
+    def _hold(self, optimizer: Optimizer) -> None:
+        """Remember an optimizer as the latest; the oldest of more than `MAX_HELD` is judged and let go."""
+        __tracebackhide__ = True
+        self.last_optimizer = optimizer
+        self._step_spot = user_spot(3)
+        if any(held is optimizer for held in self._held):
+            self._held = [held for held in self._held if held is not optimizer] + [optimizer]
+            return
+        self._held.append(optimizer)
+        if len(self._held) > state.MAX_HELD:
+            oldest = self._held.pop(0)
+            self._judge_state(oldest)
+
+    def _parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
+        key = tuple(len(group["params"]) for group in optimizer.param_groups)
+        known = self._parameters.get(optimizer)
+        if known is None or known[0] != key:
+            known = (key, state.parameters_of(optimizer))
+            self._parameters[optimizer] = known
+        return known[1]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, *, quiet: bool = False) -> None:
+        """Judge what is only known at the end; raise the first of it where the region raises, unless `quiet`.
+
+        Call it after the hooks are gone. Nothing of the user's is held afterwards.
+        """
+        __tracebackhide__ = True
+        if self.finished:
+            return
+        self.finished = True
+        before = len(self.findings)
+        try:
+            self._judge_end()
+        finally:
+            self._close_run()
+            self._forget()
+        late = self.findings[before:]
+        if late and self.options.raises and not quiet:
+            raise error_from(late)
+
+    def _judge_end(self) -> None:
+        pending, call = self.pending, self._bad_call
+        if pending is not None and not pending.discarded() and not self._guarded(pending):
+            self._report_loss(pending)
+        elif pending is None and call is not None and call.in_graph:
+            self._report_output(call)
+        for optimizer in self._held:
+            self._judge_state(optimizer)
+        self._judge_buffers()
+
+    def _guarded(self, pending: PendingLoss) -> bool:
+        """Whether the loop left out the last step on its own: it stepped these parameters before, but not now."""
+        skipped = any(pending.concerns(state.parameters_of(optimizer)) for optimizer in self._held)
+        self.run.skipped_steps += skipped
+        return skipped
+
+    def _close_run(self) -> None:
+        run = self.run
+        for values in (run.grad_norm, run.clipped_grad_norm, run.update_ratio):
+            values.extend([None] * (run.steps - len(values)))
+        if self.headroom is not None:
+            run.headroom = self.headroom.table()
+
+    def _forget(self) -> None:
+        """Drop every reference to the user's objects."""
+        self.last_optimizer = None
+        self.pending = self._bad_call = None
+        self._held.clear()
+        self._copies.clear()
+        self._parameters = weakref.WeakKeyDictionary()
+        self._updates = Updates() if self._updates is not None else None
+        self.clips = Clips()

@@ -1,0 +1,64 @@
+"""What GradScaler does between `scale(loss)` and `update()`, as far as verdicts need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+# The design's definition of a stuck loss scale: this many attempts in a row without a successful step.
+STUCK_ATTEMPTS = 10
+
+
+class Scaling:
+    """The state of the one GradScaler in use; all its fields are about the time since its last `update()`."""
+
+    def __init__(self) -> None:
+        self.scale: float | None = None
+        self.unscaled: set[int] = set()  # ids of parameters whose gradients were unscaled
+        self.skipped_in_a_row = 0
+        self.fell_below_one = False
+        self._losses: dict[int, float] = {}  # id of a scaled loss -> its value before scaling
+
+    def scaled(self, scaler: Any, given: Any, result: Any) -> None:
+        """`scaler.scale(given)` returned `result`."""
+        if not scaler.is_enabled():
+            return
+        self.scale = float(scaler.get_scale())
+        if isinstance(given, Tensor) and isinstance(result, Tensor) and given.numel() == 1:
+            self._losses = {id(result): float(given.detach())}
+
+    def loss(self, tensor: Any, value: float) -> float:
+        """The unscaled value of a loss handed to `backward()` while gradients are scaled."""
+        if self.scale is None:
+            return value
+        known = self._losses.pop(id(tensor), None)
+        return known if known is not None else value / self.scale
+
+    def updated(self, scaler: Any) -> None:
+        """`scaler.update()` has run: the next backward may use another scale."""
+        before, after = self.scale, float(scaler.get_scale()) if scaler.is_enabled() else None
+        if after is not None and before is not None and after < 1.0 <= before:
+            self.fell_below_one = True
+        self.scale = None
+        self.unscaled.clear()
+        self._losses.clear()
+
+    def gradients_scaled(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether the gradients of these parameters are still multiplied by a scale other than 1."""
+        return self.scale not in (None, 1.0) and not any(id(p) in self.unscaled for p in parameters)
+
+    def attempted(self, skipped: bool) -> bool:
+        """Count an attempted step; True once the loss scale is stuck."""
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return self.skipped_in_a_row == STUCK_ATTEMPTS
+
+
+def fused_state(optimizer: Any) -> tuple[float, bool]:
+    """(scale of the gradients, whether the step will be skipped) of an optimizer that unscales inside its kernel."""
+    scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+    skipped = found is not None and not float(found) == 0.0
+    number = 1.0 if scale is None else float(scale)
+    return (number if math.isfinite(number) and number > 0 else 1.0), skipped

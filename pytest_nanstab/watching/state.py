@@ -1,0 +1,103 @@
+"""Parameters, buffers and optimizer state: the sinks in which a bad value stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pytest_nanstab.watching import measure
+from pytest_nanstab.watching.names import Names
+
+# The watch holds strong references to at most this many optimizers.
+MAX_HELD = 4
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters of an optimizer, group by group."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def bad_parameter(optimizer: Optimizer) -> Tensor | None:
+    """The first parameter that holds a NaN or an infinity."""
+    return next((p for p in parameters_of(optimizer) if not _finite(p)), None)
+
+
+def bad_state(optimizer: Optimizer) -> tuple[Tensor | None, str, Tensor] | None:
+    """(parameter, name of the state, tensor) of the first non-finite tensor an optimizer keeps."""
+    for parameter, state in list(optimizer.state.items()):
+        for name, tensor in _state_tensors(state):
+            if not _finite(tensor):
+                return (parameter if isinstance(parameter, Tensor) else None), name, tensor
+    return None
+
+
+def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(state, dict):
+        for name, value in state.items():
+            for path, tensor in measure.tensors_in(value, str(name)):
+                yield path, tensor
+
+
+def bad_buffer(names: Names) -> tuple[str, Tensor] | None:
+    """The first buffer, written to while watched, that holds a NaN, or an infinity if it is a running statistic.
+
+    Infinities elsewhere may be meant: causal masks, sentinels of a running minimum.
+    """
+    for name, buffer in names.changed_buffers():
+        seen = measure.extent(buffer)
+        if seen is None or seen.finite:
+            continue
+        if seen.has_nan or name.rpartition(".")[2].startswith("running_"):
+            return name, buffer
+    return None
+
+
+def bad_in_module(module: torch.nn.Module) -> tuple[str, str, Tensor] | None:
+    """("parameter" or "buffer", name, tensor) of the first NaN, or infinite weight, a module carries into its call."""
+    for name, parameter in module.named_parameters():
+        if not _finite(parameter):
+            return "parameter", name, parameter
+    for name, buffer in module.named_buffers():
+        seen = measure.extent(buffer)
+        infinite_statistic = name.rpartition(".")[2].startswith("running_") and seen is not None and not seen.finite
+        if seen is not None and (seen.has_nan or infinite_statistic):
+            return "buffer", name, buffer
+    return None
+
+
+def _finite(tensor: Tensor) -> bool:
+    seen = measure.extent(tensor)
+    return seen is None or seen.finite
+
+
+def hyperparameters(optimizer: Optimizer, parameter: Tensor | None) -> dict[str, Any]:
+    """The numbers of the parameter's group that a finding about a broken step shows."""
+    for index, group in enumerate(optimizer.param_groups):
+        if parameter is None or any(p is parameter for p in group["params"]):
+            shown = {k: _number(group[k]) for k in ("lr", "eps", "weight_decay", "momentum") if k in group}
+            return {
+                "optimizer": f"{type(optimizer).__name__}, param group {index}",
+                "hyperparameters": ", ".join(f"{k} {v:g}" for k, v in shown.items() if v is not None),
+            }
+    return {"optimizer": type(optimizer).__name__}
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.numel() == 1 else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def bad_rate(optimizer: Optimizer) -> str | None:
+    """The first hyperparameter that is not finite: a schedule that divided by zero."""
+    for index, group in enumerate(optimizer.param_groups):
+        for name in ("lr", "weight_decay", "momentum", "eps"):
+            value = _number(group.get(name))
+            if value is not None and not math.isfinite(value):
+                return f"{name} is {value} in param group {index}"
+    return None

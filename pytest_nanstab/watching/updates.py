@@ -1,0 +1,94 @@
+"""What a step changes: update ratios, and parameters that no step ever changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pytest_nanstab.watching import measure, torch_private
+
+# A parameter is stuck when this many steps with a gradient and a learning rate changed none of its bits.
+STUCK_STEPS = 10
+
+
+class Updates:
+    """Copies of an optimizer's parameters from before a step, compared with what the step left.
+
+    The copies are reused from step to step: a fresh copy of a large parameter costs more than the comparison.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Tensor] = {}
+
+    def remember(self, parameters: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter in parameters:
+                if parameter.grad is None:
+                    continue
+                copy = self._before.get(id(parameter))
+                if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
+                    self._before[id(parameter)] = parameter.detach().clone()
+                else:
+                    copy.copy_(parameter.detach())
+
+    def largest(self, parameters: Sequence[Tensor]) -> tuple[float, Tensor | None]:
+        """The largest ||dw|| / ||w|| (w before the step) and its parameter; parameters that were zero do not count."""
+        worst, guilty = 0.0, None
+        with torch.no_grad():
+            for parameter in parameters:
+                before = self._before.get(id(parameter))
+                if before is None or parameter.grad is None:
+                    continue
+                size = torch.linalg.vector_norm(before).item()
+                # The copy is not needed any more: the difference is written into it, without a temporary.
+                change = torch.linalg.vector_norm(before.sub_(parameter.detach())).item()
+                ratio = change / size if size > 0 else 0.0
+                if not ratio <= worst:
+                    worst, guilty = ratio, parameter
+        return worst, guilty
+
+
+class Stuck:
+    """Counts, for each parameter, the steps that had a gradient and a rate and changed nothing."""
+
+    def __init__(self) -> None:
+        self._marks: dict[int, tuple[Tensor, int]] = {}
+
+    def before(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
+        """Copies of the parameters that this step should change."""
+        copies = []
+        for group in optimizer.param_groups:
+            rate = group.get("lr", 1.0)
+            if not float(rate) > 0:
+                continue
+            for parameter in group["params"]:
+                if parameter.grad is not None and _nonzero(parameter.grad):
+                    copies.append((parameter, parameter.detach().clone()))
+        return copies
+
+    def after(self, copies: list[tuple[Tensor, Tensor]]) -> None:
+        for parameter, before in copies:
+            with torch_private.unseen():
+                same = torch.equal(before, parameter.detach())
+            _, count = self._marks.get(id(parameter), (parameter, 0))
+            # -1 marks a parameter that moved once: it is not stuck, whatever comes.
+            self._marks[id(parameter)] = (parameter, count + 1 if same and count >= 0 else -1)
+
+    def found(self) -> list[Tensor]:
+        """The parameters that never moved over at least `STUCK_STEPS` steps that should have moved them."""
+        return [parameter for parameter, count in self._marks.values() if count >= STUCK_STEPS]
+
+
+def _nonzero(gradient: Tensor) -> bool:
+    seen = measure.extent(gradient)
+    return seen is not None and seen.finite and seen.largest > 0
+
+
+def log2_ratio(limit: float, measured: float) -> float | None:
+    """Bits between a limit and a measurement; None where one of them has no logarithm."""
+    if not (limit > 0 and measured > 0 and math.isfinite(limit) and math.isfinite(measured)):
+        return None
+    return math.log2(limit / measured)

@@ -1,0 +1,265 @@
+"""The findings of the watch: every text about what a sink showed is written here."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pytest_nanstab.attribution.source import shown
+from pytest_nanstab.config import Limit
+from pytest_nanstab.findings import Finding
+from pytest_nanstab.watching import measure, state
+from pytest_nanstab.watching.names import owner
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from pytest_nanstab.watching.outputs import Call
+    from pytest_nanstab.watching.pending import PendingLoss
+
+Spot = tuple[str, int] | None
+_STAYS = "the value was finite in every step before, so the optimizer's own arithmetic made it"
+
+
+def word(value: float) -> str:
+    """ "NaN", "Inf" or "-Inf"."""
+    if value != value:
+        return "NaN"
+    return "Inf" if value > 0 else "-Inf"
+
+
+def _word_of(facts: dict[str, Any]) -> str:
+    return "NaN" if facts.get("nan", 1) else "Inf"
+
+
+def loss(pending: PendingLoss, module: str | None, **extra: Any) -> Finding:
+    """The loss of a training step is not finite, and the step used it."""
+    return Finding(
+        kind="nonfinite-loss",
+        message=f"{word(pending.value)} in the loss at step {pending.step}" + (f", out of {module}" if module else ""),
+        step=pending.step,
+        phase="forward",
+        module=module,
+        source=shown(pending.spot),
+        evidence={"tensor": "loss", "value": pending.value, **extra},
+    )
+
+
+def input_of_step(step: int, call: Call, name: str, spot: Spot) -> Finding:
+    """The data of a training step held NaN or Inf before the model touched it."""
+    facts = call.input_facts
+    field = call.input_path or ""
+    return Finding(
+        kind="nonfinite-input",
+        message=f"{_word_of(facts)} in the data of step {step}, {field} of {name}",
+        step=step,
+        phase="data",
+        module=name,
+        source=shown(call.spot or spot),
+        evidence={"tensor": field, "field": field, **facts, **rows_and_columns(facts)},
+        cause="the batch already held it when the model was called",
+        remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
+    )
+
+
+def rows_and_columns(facts: dict[str, Any]) -> dict[str, Any]:
+    """The row (first index) and column (last index) of the first bad value."""
+    index = facts.get("first_index") or []
+    if not index:
+        return {}
+    return {"rows": [index[0]]} if len(index) == 1 else {"rows": [index[0]], "columns": [index[-1]]}
+
+
+def gradient(step: int, name: str, tensor: Tensor | None, spot: Spot, **extra: Any) -> Finding:
+    """A gradient that the optimizer is about to use is not finite."""
+    facts = measure.nonfinite_facts(tensor) if tensor is not None else {}
+    return Finding(
+        kind="nonfinite-gradient",
+        message=f"{_word_of(facts)} in the gradient of {name} at step {step}",
+        step=step,
+        phase="backward",
+        module=owner(name),
+        source=shown(spot),
+        evidence={"parameter": name, "tensor": f"gradient of {name}", **facts, **extra},
+    )
+
+
+def norm_overflow(step: int, norm: float, spot: Spot) -> Finding:
+    """A clip returned a non-finite norm although every gradient is finite: it has zeroed them all."""
+    return Finding(
+        kind="nonfinite-gradient",
+        message=f"the gradient norm overflowed in the clip of step {step}",
+        step=step,
+        phase="backward",
+        source=shown(spot),
+        evidence={"tensor": "total norm", "value": norm},
+        cause="the squares of the gradients exceed their dtype, so the clip scaled all of them to zero",
+        remedy="lower the loss or its scale, or clip by value first",
+    )
+
+
+def parameter(
+    step: int | None, name: str, tensor: Tensor, optimizer: Optimizer | None, spot: Spot, **extra: Any
+) -> Finding:
+    """A parameter is not finite; `step` is the last optimizer step done, 0 before the first."""
+    facts = measure.nonfinite_facts(tensor)
+    when = "before the first step" if step == 0 else f"after step {step}" if step else "at the end"
+    numbers = state.hyperparameters(optimizer, tensor) if optimizer is not None else {}
+    rate = state.bad_rate(optimizer) if optimizer is not None else None
+    return Finding(
+        kind="nonfinite-parameter",
+        message=f"{_word_of(facts)} in {name} {when}",
+        step=step or None,
+        phase="init" if step == 0 else "optimizer",
+        module=owner(name),
+        source=shown(spot),
+        evidence={"parameter": name, "tensor": name, **facts, **numbers, **extra},
+        cause=f"{rate}: the schedule that set it divided by zero or overflowed" if rate else None,
+        remedy="make the schedule finite from its first to its last step" if rate else None,
+    )
+
+
+def buffer(step: int | None, name: str, tensor: Tensor, spot: Spot, phase: str = "forward") -> Finding:
+    """A buffer that was written to while watched holds a NaN, or is an infinite running statistic."""
+    facts = measure.nonfinite_facts(tensor)
+    when = f"after step {step}" if step else "after the forward pass"
+    running = name.rpartition(".")[2].startswith("running_")
+    return Finding(
+        kind="nonfinite-buffer",
+        message=f"{_word_of(facts)} in {name} {when}",
+        step=step or None,
+        phase="eval" if phase == "eval" else "forward",
+        module=owner(name),
+        source=shown(spot),
+        evidence={"tensor": name, "buffer": name, **facts},
+        cause="a batch with NaN, Inf or overflowing values went through in training mode and stays in the statistics"
+        if running
+        else None,
+        remedy="check the batch before the forward pass: skipping the step afterwards does not undo the statistics"
+        if running
+        else None,
+    )
+
+
+def optimizer_state(
+    step: int, name: str, key: str, tensor: Tensor, optimizer: Optimizer, parameter: Tensor | None, spot: Spot
+) -> Finding:
+    """A moment or another tensor that an optimizer keeps is not finite."""
+    facts = measure.nonfinite_facts(tensor)
+    return Finding(
+        kind="nonfinite-optimizer-state",
+        message=f"{_word_of(facts)} in {key} of {name} after step {step}",
+        step=step or None,
+        phase="optimizer",
+        module=owner(name),
+        source=shown(spot),
+        evidence={
+            "parameter": name,
+            "tensor": f"{key} of {name}",
+            **facts,
+            **state.hyperparameters(optimizer, parameter),
+        },
+    )
+
+
+def output(call: Call, name: str, step: int | None) -> Finding:
+    """An outermost call made NaN out of NaN-free input."""
+    mode = "training" if call.module.training else "eval"
+    return Finding(
+        kind="nonfinite-output",
+        message=f"NaN in the output of {name} in {mode} mode",
+        step=step or None,
+        phase="forward" if call.module.training else "eval",
+        module=name,
+        source=shown(call.spot),
+        evidence={"tensor": f"output {call.output_path}".rstrip(), **call.output_facts},
+    )
+
+
+def ineffective_clip(step: int, function: str, spot: Spot, gradients: int, bound: float, norm: float | None) -> Finding:
+    """A clip that touched none of the gradients its optimizer received."""
+    saw = "no gradient at all" if gradients == 0 else "only gradients of an earlier step"
+    return Finding(
+        kind="ineffective-clip",
+        message=f"{function} had no effect at step {step}: it ran before backward()",
+        step=step,
+        phase="backward",
+        op=function,
+        source=shown(spot),
+        evidence={"bound": bound, "norm the optimizer received": norm, "the clip saw": saw},
+        cause="the clip ran before the backward() that made the gradients the optimizer used",
+        remedy=f"call {function} between loss.backward() and optimizer.step()",
+    )
+
+
+def empty_clip(step: int, function: str, spot: Spot, bound: float, norm: float | None) -> Finding:
+    """A clip over an exhausted iterator of parameters."""
+    return Finding(
+        kind="ineffective-clip",
+        message=f"{function} had no effect at step {step}: it got no parameters",
+        step=step,
+        phase="backward",
+        op=function,
+        source=shown(spot),
+        evidence={"bound": bound, "norm the optimizer received": norm},
+        cause="the iterator of parameters was used up before, by the optimizer or an earlier clip",
+        remedy="hand over model.parameters() anew, or keep the parameters in a list",
+    )
+
+
+def scaled_clip(step: int, function: str, spot: Spot, scale: float, bound: float) -> Finding:
+    """A clip of gradients that were still multiplied by the loss scale."""
+    return Finding(
+        kind="scaled-clip",
+        message=f"{function} clipped scaled gradients at step {step}",
+        step=step,
+        phase="backward",
+        op=function,
+        source=shown(spot),
+        evidence={"loss scale": scale, "bound": bound, "effective bound": bound / scale},
+        cause="the gradients were still multiplied by the loss scale, so the bound was too small by that factor",
+        remedy="call scaler.unscale_(optimizer) before clipping",
+    )
+
+
+def stuck_scale(step: int, attempts: int, scale: float | None, spot: Spot) -> Finding:
+    """No step of a GradScaler succeeds any more."""
+    fell = scale is not None and scale < 1
+    return Finding(
+        kind="stuck-loss-scale",
+        message="the loss scale fell below 1" if fell else f"the last {attempts} optimizer steps were all skipped",
+        step=step or None,
+        phase="optimizer",
+        op="GradScaler.update",
+        source=shown(spot),
+        evidence={"skipped in a row": attempts, "loss scale": scale},
+        cause="every backward pass gives NaN or Inf gradients, whatever the scale",
+        remedy="look for the operation that overflows in float16 itself; bfloat16 needs no scaling",
+    )
+
+
+def limit(name: str, bound: Limit, measured: float, step: int, what: str, phase: str, spot: Spot) -> Finding:
+    """A bound of the user's is broken."""
+    below = name.startswith("min_")
+    return Finding(
+        kind="limit",
+        message=f"{what} {measured:.4g} {'below' if below else 'above'} {name} {bound.value:g} at step {step}",
+        step=step,
+        phase="forward" if phase == "forward" else "optimizer" if phase == "optimizer" else "backward",
+        source=shown(spot),
+        evidence={"value": measured, "limit": bound.value, "limit_name": name, "limit_source": bound.source},
+    )
+
+
+def broken(bound: Limit | None, measured: float | None, *, below: bool = False) -> bool:
+    """Whether a measurement breaks a bound; NaN breaks every bound."""
+    if bound is None or measured is None:
+        return False
+    return not (measured >= bound.value if below else measured <= bound.value) or math.isnan(measured)
+
+
+def display_name(module: nn.Module) -> str:
+    """The outermost module's own name: it has no path."""
+    return type(module).__name__
