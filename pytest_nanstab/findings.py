@@ -73,6 +73,8 @@ class Finding:
     @property
     def is_nonfinite(self) -> bool:
         """Whether the finding is about a NaN or an infinity."""
+        if self.kind == "bad-data":
+            return bool(self.evidence.get("nan") or self.evidence.get("inf"))
         return self.kind.startswith("nonfinite-") or self.kind == "accepted-nonfinite"
 
 

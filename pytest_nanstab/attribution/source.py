@@ -11,6 +11,7 @@ from types import FrameType
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _STDLIB = tuple({str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib")})
+_RUNNER = f"{os.sep}_pytest{os.sep}"  # beyond it is whoever started pytest, the console script for one
 _LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -28,6 +29,8 @@ def user_frame(depth: int = 1) -> FrameType | None:
     """The innermost user frame, looking outwards from the caller (`depth` frames up)."""
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
+        if _RUNNER in frame.f_code.co_filename:
+            return None
         frame = frame.f_back
     return frame
 

@@ -66,7 +66,12 @@ class Clips:
         self._last_step: dict[int, int] = {}  # id(optimizer) -> backward calls when it last stepped
 
     def add(
-        self, parameters: list[Tensor], raw: float | None, max_norm: float, by_norm: bool, state: tuple[int, float | None]
+        self,
+        parameters: list[Tensor],
+        raw: float | None,
+        max_norm: float,
+        by_norm: bool,
+        state: tuple[int, float | None],
     ) -> None:
         """Record a call; `state` is (backward calls so far, the loss scale still on the gradients)."""
         backwards, scale = state

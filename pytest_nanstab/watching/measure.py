@@ -12,8 +12,6 @@ from torch import Tensor
 
 from pytest_nanstab.watching import torch_private
 
-# Below this many elements one flat copy and one kernel cost less than a kernel per tensor.
-_FLAT_ELEMENTS = 65_536
 _MAX_DEPTH = 16
 
 
@@ -98,37 +96,16 @@ def _extent(tensor: Tensor) -> Extent | None:
 
 def has_nan(obj: Any) -> str | None:
     """The path of the first tensor of a pytree that holds a NaN, or None; the empty path is the object itself."""
+    if type(obj) is Tensor and obj.is_floating_point() and obj.is_cpu and obj.numel() and not obj.is_sparse:
+        # The one common case without detours: a NaN shows in the minimum.
+        if not torch_private.modes_active() and not obj.is_nested and obj.element_size() > 1:
+            low = torch.aminmax(obj.detach())[0].item()
+            return None if low == low else ""
     for path, tensor in tensors_in(obj):
         seen = extent(tensor)
         if seen is not None and seen.has_nan:
             return path
     return None
-
-
-def global_norm(gradients: Sequence[Tensor]) -> float:
-    """L2 norm over all gradients together; NaN or Inf only when an element is.
-
-    A norm whose squares overflow the gradients' own dtype although every element is finite is computed again, scaled
-    and in double precision.
-    """
-    if not gradients:
-        return 0.0
-    if torch_private.modes_active():
-        with torch_private.unseen():
-            return _global_norm(gradients)
-    return _global_norm(gradients)
-
-
-def _global_norm(gradients: Sequence[Tensor]) -> float:
-    norm = _fast_norm(gradients)
-    return norm if math.isfinite(norm) else exact_norm(gradients)
-
-
-def _fast_norm(gradients: Sequence[Tensor]) -> float:
-    if any(type(g) is not Tensor or g.layout is not torch.strided for g in gradients):
-        return exact_norm(gradients)
-    with torch.no_grad():
-        return math.sqrt(sum(n.item() ** 2 for n in torch_private.foreach_norm(gradients)))
 
 
 def exact_norm(gradients: Sequence[Tensor]) -> float:

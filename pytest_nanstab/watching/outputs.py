@@ -3,7 +3,8 @@
 A module is outermost when no other module's call is around it. While outputs are judged closely, a global forward
 pre-hook sees each outermost call begin, takes itself away for its duration (so that the modules inside pay nothing and
 `torch.compile` finds no hook there) and puts a forward hook on that one instance until the call returns. Once that has
-cost more than its share of the time, known modules keep a hook that counts calls and judges a sample of them.
+cost more than its share of the time, known modules count their calls and a sample of these is judged; a call in another
+mode (training or eval, with or without gradients) than the last is always judged.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, torch_private
 
 # Judging outputs may take this share of the time watched so far, after a first allowance for short tests.
-_SHARE = 0.01
+_SHARE = 0.005
 _ALLOWANCE_NS = 1_000_000
+# A module called this often keeps a hook: putting one on and off around every call costs more.
+_OFTEN = 64
+# So many outermost calls of a test are judged in any case: short tests must not depend on the machine's speed.
+_FIRST = 32
+# After so many times that gradients were switched off and no module was called, it is no sign of an evaluation.
+_MISSES = 32
 # What the clock sees of our own work is about half of what it costs (cold caches, the call around it).
 _UNSEEN = 2
 
@@ -76,30 +83,37 @@ def _facts_at(output: Any, path: str) -> dict[str, Any]:
 
 
 class _Counter:
-    """The hook known modules keep between sampled calls; safe to copy, to pickle and to outlive its watch."""
+    """How many calls known modules have left until one of them is judged again."""
 
-    def __init__(self, call: Callable[..., None] | None = None) -> None:
-        self.call = call
+    __slots__ = ("calls", "due", "grad", "training")
 
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self.call is None:
-            _drop(module, self)
-        else:
-            self.call(self, module, args, kwargs, output)
+    def __init__(self) -> None:
+        self.calls = self.due = 0
+        self.training: bool | None = None
+        self.grad: bool | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Counter:
-        # A copy of a watched model is a model of the same test: it is counted like the original.
-        return self
+    def remember(self, module: nn.Module) -> None:
+        """Judge again as soon as the module is called in another mode than now."""
+        self.training, self.grad = module.training, torch.is_grad_enabled()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Counter, ()
+    def calls_of(self, module: nn.Module, look: Callable[..., None]) -> Callable[..., Any]:
+        """What `torch_private.intercept` calls in place of the module's own call; it holds no reference to the module."""
+        reference = weakref.ref(module)
+        original = type(module)._call_impl
+        compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
 
+        def call(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            module = reference()
+            if compiling() or module is None:
+                return original(module, *args, **kwargs)
+            output = original(module, *args, **kwargs)
+            self.calls += 1
+            if self.calls >= self.due or module.training is not self.training or grad_enabled() is not self.grad:
+                look(module, args, kwargs, output)
+            return output
 
-def _drop(module: nn.Module, hook: _Counter) -> None:
-    for key, candidate in list(module._forward_hooks.items()):
-        if candidate is hook:
-            del module._forward_hooks[key]
-            module._forward_hooks_with_kwargs.pop(key, None)
+        return call
 
 
 class OutputWatch:
@@ -111,32 +125,41 @@ class OutputWatch:
         self._only = only
         self._armed: RemovableHandle | None = None
         self._transient: RemovableHandle | None = None
-        self._counted: list[tuple[weakref.ref[nn.Module], RemovableHandle]] = []
-        self._counter = _Counter(self._count)
+        self._counted: list[weakref.ref[nn.Module]] = []
+        self._counter = _Counter()
+        self._misses = 0
         self._thread = threading.get_ident()
-        self._started = self._sampled_at = perf_counter_ns()
-        self._own = self._calls = self._due = 0
-        self._training: bool | None = None
+        self._started = self._looked_at = self._paused = perf_counter_ns()
+        self._own = 0
         self.seen = 0
 
     def install(self) -> None:
+        """Begin, or go on after `remove`; the time in between does not count as watched."""
+        idle = perf_counter_ns() - self._paused
+        self._started += idle
+        self._looked_at += idle
         self._arm()
 
     def remove(self) -> None:
         """Take every hook away, wherever a call was interrupted."""
         self._disarm()
         self._end_call()
-        self._counter.call = None
-        for reference, handle in self._counted:
-            handle.remove()
+        for reference in self._counted:
             module = reference()
             if module is not None:
-                _drop(module, self._counter)
+                torch_private.release(module)
         self._counted.clear()
+        self._paused = perf_counter_ns()
 
     def sample(self) -> None:
         """Look at the next outermost call, whichever module it is."""
         if self._transient is None:
+            self._arm()
+
+    def gradients_off(self) -> None:
+        """Somebody switched gradients off: probably an evaluation, perhaps of a module not seen so far."""
+        if self._armed is None and self._transient is None and self._misses < _MISSES:
+            self._misses += 1
             self._arm()
 
     def _arm(self) -> None:
@@ -160,11 +183,16 @@ class OutputWatch:
             return
         begun = perf_counter_ns()
         self._disarm()
+        if any(reference() is module for reference in self._counted):
+            return
+        if not torch.is_grad_enabled():
+            self._misses = 0
         self._judge.first_call(module)
         self._transient = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
         self._own += perf_counter_ns() - begun
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        __tracebackhide__ = True
         self._end_call()
         begun = perf_counter_ns()
         try:
@@ -172,19 +200,24 @@ class OutputWatch:
         finally:
             now = perf_counter_ns()
             self._own += now - begun
-            if self._always() or self._affordable(now):
+            if self.seen < _FIRST or self.seen < _OFTEN and (self._always() or self._affordable(now)):
                 self._arm()
             else:
-                self._count_from_now_on(module, now)
+                self._keep_counting(module, output)
+                self._wait(now)
 
     def _always(self) -> bool:
         # In training the loss is judged at every step anyway; without gradients the output is the only sink.
         return self._dense and not torch.is_grad_enabled()
 
+    def _overdrawn(self, now: int) -> float:
+        return self._own * _UNSEEN - _ALLOWANCE_NS - _SHARE * (now - self._started)
+
     def _affordable(self, now: int) -> bool:
-        return self._own * _UNSEEN < _ALLOWANCE_NS + _SHARE * (now - self._started)
+        return self._overdrawn(now) < 0
 
     def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        __tracebackhide__ = True
         self.seen += 1
         if output is None or (self._only is not None and module is not self._only):
             return
@@ -192,29 +225,32 @@ class OutputWatch:
         if path is not None:
             self._judge.output_is_bad(Call(module, args, kwargs, output, path))
 
-    def _count_from_now_on(self, module: nn.Module, now: int) -> None:
-        self._training = module.training
-        self._wait(now)
-        if any(reference() is module for reference, _ in self._counted):
+    def _keep_counting(self, module: nn.Module, output: Any) -> None:
+        """Count the calls of a known module; one that returns the loss needs none, `backward` looks at that."""
+        self._counter.remember(module)
+        is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
+        if is_loss or any(reference() is module for reference in self._counted):
             return
-        handle = module.register_forward_hook(self._counter, with_kwargs=True)
-        self._counted.append((weakref.ref(module), handle))
+        if torch_private.intercept(module, self._counter.calls_of(module, self._count)):
+            self._counted.append(weakref.ref(module))
 
     def _wait(self, now: int) -> None:
         """Set the number of calls to let pass so that judging stays within its share."""
-        overdrawn = self._own * _UNSEEN - _ALLOWANCE_NS - _SHARE * (now - self._started)
-        pause = max(overdrawn, 0) / _SHARE
-        per_call = max((now - self._sampled_at) / max(self._calls, 1), 1_000.0)
-        self._sampled_at, self._calls = now, 0
-        self._due = min(max(int(pause / per_call), 8), 4096)
+        counter = self._counter
+        per_call = max((now - self._looked_at) / max(counter.calls, 1), 1_000.0)
+        pause = max(self._overdrawn(now), 0.0) / _SHARE / per_call
+        self._looked_at, counter.calls = now, 0
+        counter.due = 0 if self._always() else min(int(pause), 4096)
 
-    def _count(self, hook: _Counter, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._calls += 1
-        if self._calls < self._due and module.training is self._training and not self._always():
+    def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """A known module's call is due to be judged."""
+        __tracebackhide__ = True
+        if threading.get_ident() != self._thread or self._transient is not None:
             return
-        if torch.compiler.is_compiling() or threading.get_ident() != self._thread or self._transient is not None:
+        self._counter.remember(module)
+        if self._always():
+            self._look(module, args, kwargs, output)
             return
-        self._training = module.training
         begun = perf_counter_ns()
         try:
             self._look(module, args, kwargs, output)

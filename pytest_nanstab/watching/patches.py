@@ -63,4 +63,3 @@ def patch_clips(patches: Patches, norm: Callable[[Any], Any], value: Callable[[A
         else:
             for module in (clip_grad, torch.nn.utils):
                 patches.attribute(module, name, make)
-

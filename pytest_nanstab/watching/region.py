@@ -24,6 +24,7 @@ from pytest_nanstab.watching import hotpath, measure, scaling, state, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, norms_at_step
 from pytest_nanstab.watching.headroom import Headroom
 from pytest_nanstab.watching.names import Names
+from pytest_nanstab.watching.norms import GradientNorm, global_norm
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.outputs import Call, OutputWatch
 from pytest_nanstab.watching.patches import Patches, patch_clips
@@ -34,8 +35,9 @@ from pytest_nanstab.watching.updates import Stuck, Updates
 _ACTIVE: list[Region] = []
 _NEVER = 1 << 62
 # Sampled judging of gradients may take this share of the time, after an allowance that covers short tests whole.
-_SHARE = 0.01
+_SHARE = 0.005
 _ALLOWANCE_NS = 1_000_000
+_FIRST = 20  # steps judged in any case: short tests must not depend on the machine's speed
 _UNSEEN = 2  # the clock sees about half of what our own work costs
 
 
@@ -59,6 +61,7 @@ class Region:
         self.backwards = 0
         self.due = 0
         self.last_optimizer: Optimizer | None = None
+        self.last_norm = GradientNorm([])
         self.pending: PendingLoss | None = None
         self.scaling = scaling.Scaling()
         self.clips = Clips()
@@ -72,13 +75,14 @@ class Region:
         self._held: list[Optimizer] = []
         self._parameters: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], list[Tensor]]]
         self._parameters = weakref.WeakKeyDictionary()
+        self._gradient_norms: weakref.WeakKeyDictionary[Optimizer, GradientNorm] = weakref.WeakKeyDictionary()
         self._bad_call: Call | None = None
         self._bad_call_step = 0
         self._rooted = False
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._step_spot: tuple[str, int] | None = None
         self._judged = 0
-        self._started = perf_counter_ns()
+        self._started = self._paused = perf_counter_ns()
         self._own = 0
 
     @property
@@ -122,10 +126,13 @@ class Region:
 
     def _resume(self) -> None:
         self.active = True
+        self._started += perf_counter_ns() - self._paused
         self._patches.attribute(torch.autograd, "backward", lambda original: hotpath.backward_of(self, original))
         patch_clips(self._patches, hotpath.clip_norm_of(self), hotpath.clip_value_of(self))
         for name, make in hotpath.scaler_patches(self).items():
             self._patches.attribute(torch.amp.GradScaler, name, make)
+        for context in (torch.no_grad, torch.inference_mode):
+            self._patches.attribute(context, "__enter__", hotpath.entering(self))
         self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
         if self._wants_post_hook():
             self._patches.handle(register_optimizer_step_post_hook(self._after_step))
@@ -139,6 +146,22 @@ class Region:
         if self.headroom is not None:
             self.headroom.remove()
         self._patches.undo()
+        self._paused = perf_counter_ns()
+
+    @property
+    def measures_more(self) -> bool:
+        """Whether a step is judged by more than its loss and its gradient norm."""
+        return self._wants_post_hook() or self.headroom is not None
+
+    def norm_bounds(self) -> tuple[float, float]:
+        """The gradient norms that need no second look: within the user's limits, and with squares that are finite."""
+        low, high = (self.options.limit(name) for name in ("min_grad_norm", "max_grad_norm"))
+        return low or 0.0, min(1e18 if high is None else high, 1e18)
+
+    def judged(self, optimizer: Optimizer) -> None:
+        """The hot path found nothing to look into at this step."""
+        self._judged = self.run.steps
+        self.clips.stepped(optimizer, self.backwards)
 
     def _wants_post_hook(self) -> bool:
         return self._updates is not None or self._stuck is not None or self.options.check_parameters
@@ -309,7 +332,9 @@ class Region:
         if optimizer is not self.last_optimizer:
             self._hold(optimizer)
         parameters = self._parameters_of(optimizer)
-        scale, skipped = scaling.fused_state(optimizer) if hasattr(optimizer, "found_inf") else (1.0, False)
+        self.last_norm = self._norm_of(optimizer, parameters)
+        fused = self.scaling.scale is not None and hasattr(optimizer, "found_inf")
+        scale, skipped = scaling.fused_state(optimizer) if fused else (1.0, False)
         if skipped:
             self._count_skip()
             return
@@ -336,6 +361,7 @@ class Region:
         overdrawn = spent - _ALLOWANCE_NS - _SHARE * elapsed
         per_step = elapsed / self.run.steps
         pause = math.ceil(overdrawn / _SHARE / per_step) if overdrawn > 0 else 1
+        pause = 1 if self.run.steps < _FIRST else pause
         self.due = self.run.steps + min(max(pause, 1), 1000)
         if pause > 1:
             self.outputs.sample()
@@ -359,6 +385,12 @@ class Region:
                 if bound is not None and verdicts.broken(bound, seen, below=below):
                     self.report(verdicts.limit(name, bound, seen, step, "gradient norm", "backward", user_spot(2)))
 
+    def _norm_of(self, optimizer: Optimizer, parameters: list[Tensor]) -> GradientNorm:
+        known = self._gradient_norms.get(optimizer)
+        if known is None or known.parameters is not parameters:
+            known = self._gradient_norms[optimizer] = GradientNorm(parameters)
+        return known
+
     def _norms(self, parameters: list[Tensor], clips: list[Clip], scale: float) -> tuple[float | None, float]:
         """(raw, received) global L2 norms, unscaled; one clip over exactly these parameters needs no pass of ours."""
         if len(clips) == 1:
@@ -369,7 +401,7 @@ class Region:
                 )
                 if same and clip.by_norm:
                     return clip.raw, clip.raw * clip.kept
-        received = measure.global_norm([p.grad for p in parameters if p.grad is not None]) / scale
+        received = self.last_norm.measure() / scale
         effective = [clip for clip in clips if clip.backwards == self.backwards and clip.scale is None]
         if not effective:
             return received, received
@@ -410,9 +442,7 @@ class Region:
         if not clip.parameters:
             self.report(verdicts.empty_clip(step, function, clip.spot, clip.max_norm, received))
         elif self.clips.without_effect(clip, optimizer, self.backwards):
-            self.report(
-                verdicts.ineffective_clip(step, function, clip.spot, clip.gradients, clip.max_norm, received)
-            )
+            self.report(verdicts.ineffective_clip(step, function, clip.spot, clip.gradients, clip.max_norm, received))
         elif clip.scale is not None and clip.unscaled_later:
             self.report(verdicts.scaled_clip(step, function, clip.spot, clip.scale, clip.max_norm))
 
@@ -502,7 +532,7 @@ class Region:
 
     def norm_before_clip(self, parameters: list[Tensor]) -> float:
         """The global L2 norm that a clip by value is about to change."""
-        return measure.global_norm([p.grad for p in parameters if p.grad is not None])
+        return global_norm([p.grad for p in parameters if p.grad is not None])
 
     def unscaled(self, optimizer: Optimizer) -> None:
         """GradScaler has unscaled the gradients of an optimizer."""
@@ -605,9 +635,11 @@ class Region:
     def _forget(self) -> None:
         """Drop every reference to the user's objects."""
         self.last_optimizer = None
+        self.last_norm = GradientNorm([])
         self.pending = self._bad_call = None
         self._held.clear()
         self._copies.clear()
         self._parameters = weakref.WeakKeyDictionary()
+        self._gradient_norms = weakref.WeakKeyDictionary()
         self._updates = Updates() if self._updates is not None else None
         self.clips = Clips()
