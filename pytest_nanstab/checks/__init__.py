@@ -1,0 +1,1 @@
+"""The explicit assertions: finite values, initial scale, data and pipelines."""

@@ -1,0 +1,1 @@
+"""One report model, and its renderers: failure block, terminal summary, JSON, JUnit properties, HTML."""

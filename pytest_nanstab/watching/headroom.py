@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,17 @@ def bits(largest: float, dtype: torch.dtype) -> float | None:
     return math.log2(top / largest)
 
 
+@dataclass(frozen=True)
+class Least:
+    """The tensor nearest to overflow."""
+
+    bits: float
+    quantity: str
+    name: str
+    largest: float
+    dtype: torch.dtype
+
+
 class Headroom:
     """Running least headroom of activations (leaf module outputs), gradients and parameters."""
 
@@ -35,7 +47,6 @@ class Headroom:
         self._handle: RemovableHandle | None = None
         self._largest: dict[tuple[str, Any, torch.dtype], float] = {}
         self._paths: dict[int, str] = {}
-        self.worst: tuple[float, str, str, float, torch.dtype] | None = None
 
     def install(self) -> None:
         self._handle = register_module_forward_hook(self._leaf)
@@ -68,14 +79,14 @@ class Headroom:
         if seen.largest > self._largest.get(slot, 0.0):
             self._largest[slot] = seen.largest
 
-    def least(self) -> tuple[float, str, str, float, torch.dtype] | None:
-        """(bits, quantity, name, largest value, dtype) of the tensor nearest to overflow."""
-        best = None
+    def least(self) -> Least | None:
+        """The tensor nearest to overflow so far."""
+        best: Least | None = None
         for (quantity, key, dtype), largest in self._largest.items():
             distance = bits(largest, dtype)
-            if distance is not None and (best is None or distance < best[0]):
-                best = (distance, quantity, key, largest, dtype)
-        return None if best is None else (best[0], best[1], self._name(best[2]), best[3], best[4])
+            if distance is not None and (best is None or distance < best.bits):
+                best = Least(distance, quantity, self._name(key), largest, dtype)
+        return best
 
     def table(self) -> dict[str, dict[str, float]]:
         """Bits by quantity and then by "name dtype"."""

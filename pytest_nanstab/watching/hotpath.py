@@ -33,13 +33,13 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
         else:
             value = objective(tensors, kwargs.get("grad_tensors", grad_tensors))
         if type(value) is float:
-            if region.scaling.scale is not None:
-                value = region.scaling.loss(tensors, value)
+            if region.gradients.scaling.scale is not None:
+                value = region.gradients.scaling.loss(tensors, value)
             region.loss = value
             if bound is not None or region.pending is not None or not isfinite(value):
                 region.before_backward(tensors, value)
-        if region.clips.calls:
-            region.clips.before_backward()
+        if region.gradients.clips.calls:
+            region.gradients.clips.before_backward()
         inside = True
         try:
             return original(tensors, grad_tensors, *args, **kwargs)
@@ -54,7 +54,9 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
 
 def step_hook_of(region: Region) -> Callable[..., Any]:
     """The global optimizer step pre-hook: counts the step, and judges it when it is due."""
-    run, clips = region.run, region.clips
+    run, norms = region.run, region.state.norms
+    gradients = region.gradients
+    clips, scaler = gradients.clips, gradients.scaling
     add_loss, add_norm, add_clipped = run.loss.append, run.grad_norm.append, run.clipped_grad_norm.append
     quick_enough = region.options.dense and not region.measures_more
     low, high = region.norm_bounds()
@@ -69,15 +71,16 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
                 return wrapped
         add_loss(region.loss)
         run.steps = step = run.steps + 1
-        if region.pending is not None or optimizer is not region.last_optimizer:
+        norm = norms.get(id(optimizer))
+        if region.pending is not None or norm is None:
             region.inspect(optimizer)
-        elif quick_enough and not clips.calls and region.scaling.scale is None:
+        elif quick_enough and not clips.calls and scaler.scale is None:
             # The common step of an explicit test: nothing but a healthy norm within the limits.
-            squared = region.last_norm.quick()
+            squared = norm.quick()
             if squared is not None and squared_low <= squared <= squared_high:
-                norm = squared**0.5
-                add_norm(norm)
-                add_clipped(norm)
+                size = squared**0.5
+                add_norm(size)
+                add_clipped(size)
                 region.judged(optimizer)
             else:
                 region.inspect(optimizer)
@@ -98,7 +101,7 @@ def clip_norm_of(region: Region) -> Callable[[Any], Any]:
                 return original(parameters, max_norm, norm_type, *args, **kwargs)
             parameters, listed = as_list(parameters)
             result = original(parameters, max_norm, norm_type, *args, **kwargs)
-            region.clipped(listed, result, float(max_norm), float(norm_type))
+            region.gradients.clipped(listed, result, float(max_norm), float(norm_type))
             return result
 
         return clip_grad_norm_
@@ -115,9 +118,9 @@ def clip_value_of(region: Region) -> Callable[[Any], Any]:
             if not region.active or region.run.steps + 1 < region.due:
                 return original(parameters, clip_value, *args, **kwargs)
             parameters, listed = as_list(parameters)
-            raw = region.norm_before_clip(listed)
+            raw = region.gradients.norm_before_clip(listed)
             result = original(parameters, clip_value, *args, **kwargs)
-            region.clipped(listed, raw, float(clip_value), None)
+            region.gradients.clipped(listed, raw, float(clip_value), None)
             return result
 
         return clip_grad_value_
@@ -148,7 +151,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
         def method(self: Any, outputs: Any) -> Any:
             result = original(self, outputs)
             if region.active:
-                region.scaling.scaled(self, outputs, result)
+                region.gradients.scaling.scaled(self, outputs, result)
             return result
 
         return method
@@ -157,7 +160,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
         def method(self: Any, optimizer: Any) -> None:
             original(self, optimizer)
             if region.active:
-                region.unscaled(optimizer)
+                region.gradients.unscaled(region.state.parameters_of(optimizer))
 
         return method
 
@@ -176,7 +179,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
         def method(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             if region.active:
-                region.scaler_updated(self)
+                region.gradients.scaler_updated(self)
 
         return method
 

@@ -23,23 +23,23 @@ class PendingLoss:
         self.value = value
         self.spot = spot
         self.batch: object = None
-        self._leaves = leaves
+        self.leaves = leaves
         self._gradients: list[Tensor | None] = []
 
     def backward_done(self) -> None:
         """Remember the gradients that the non-finite loss left behind."""
-        self._gradients = [leaf.grad for leaf in self._leaves]
+        self._gradients = [leaf.grad for leaf in self.leaves]
 
     def discarded(self) -> bool:
         """Whether nothing of those gradients is left."""
-        if not self._leaves:
+        if not self.leaves:
             return False
-        return not any(map(_still_there, self._leaves, self._gradients))
+        return not any(map(_still_there, self.leaves, self._gradients))
 
     def concerns(self, parameters: list[Tensor]) -> bool:
         """Whether a step over `parameters` uses the gradients (also when no leaf could be found)."""
         mine = {id(p) for p in parameters}
-        return not self._leaves or any(id(leaf) in mine for leaf in self._leaves)
+        return not self.leaves or any(id(leaf) in mine for leaf in self.leaves)
 
 
 def _still_there(leaf: Tensor, before: Tensor | None) -> bool:
@@ -54,7 +54,9 @@ def _still_there(leaf: Tensor, before: Tensor | None) -> bool:
 def leaves_of(loss: Any) -> list[Tensor]:
     """The leaf tensors that `backward()` on a loss will reach, by walking its graph."""
     roots = [t.grad_fn for t in (loss if isinstance(loss, (list, tuple)) else [loss]) if isinstance(t, Tensor)]
-    waiting, seen, leaves = [node for node in roots if node is not None], set(), []
+    waiting = [node for node in roots if node is not None]
+    seen: set[object] = set()
+    leaves: list[Tensor] = []
     while waiting and len(seen) < _MAX_NODES:
         node = waiting.pop()
         if node in seen:

@@ -7,7 +7,6 @@ when a step is due to be judged or when something is wrong.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Mapping
 from time import perf_counter_ns
 from types import TracebackType
@@ -20,20 +19,19 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
-from pytest_nanstab.watching import hotpath, measure, scaling, state, verdicts
-from pytest_nanstab.watching.clips import Clip, Clips, norms_at_step
+from pytest_nanstab.watching import hotpath, scaling, state, verdicts
+from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
 from pytest_nanstab.watching.names import Names
-from pytest_nanstab.watching.norms import GradientNorm, global_norm
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.outputs import Call, OutputWatch
 from pytest_nanstab.watching.patches import Patches, patch_clips
 from pytest_nanstab.watching.pending import PendingLoss, leaves_of
 from pytest_nanstab.watching.run import Run
+from pytest_nanstab.watching.state_judge import StateJudge
 from pytest_nanstab.watching.updates import Stuck, Updates
 
 _ACTIVE: list[Region] = []
-_NEVER = 1 << 62
 # Sampled judging of gradients may take this share of the time, after an allowance that covers short tests whole.
 _SHARE = 0.005
 _ALLOWANCE_NS = 1_000_000
@@ -60,28 +58,20 @@ class Region:
         self.loss: float | None = None
         self.backwards = 0
         self.due = 0
-        self.last_optimizer: Optimizer | None = None
-        self.last_norm = GradientNorm([])
         self.pending: PendingLoss | None = None
-        self.scaling = scaling.Scaling()
-        self.clips = Clips()
         self.names = Names()
+        self.gradients = GradientJudge(self)
+        self.state = StateJudge(self)
         self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
         self.headroom = Headroom(self.names) if options.headroom or "min_headroom_bits" in options.limits else None
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._patches = Patches()
-        self._held: list[Optimizer] = []
-        self._parameters: weakref.WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], list[Tensor]]]
-        self._parameters = weakref.WeakKeyDictionary()
-        self._gradient_norms: weakref.WeakKeyDictionary[Optimizer, GradientNorm] = weakref.WeakKeyDictionary()
         self._bad_call: Call | None = None
         self._bad_call_step = 0
         self._rooted = False
         self._known: set[tuple[str, str | None, str | None]] = set()
-        self._step_spot: tuple[str, int] | None = None
-        self._judged = 0
         self._started = self._paused = perf_counter_ns()
         self._own = 0
 
@@ -160,8 +150,8 @@ class Region:
 
     def judged(self, optimizer: Optimizer) -> None:
         """The hot path found nothing to look into at this step."""
-        self._judged = self.run.steps
-        self.clips.stepped(optimizer, self.backwards)
+        self.state.judged = self.run.steps
+        self.gradients.clips.stepped(optimizer, self.backwards)
 
     def _wants_post_hook(self) -> bool:
         return self._updates is not None or self._stuck is not None or self.options.check_parameters
@@ -234,10 +224,9 @@ class Region:
         __tracebackhide__ = True
         call, name = self._bad_call, None
         self._bad_call = None
-        broken = self._broken_parameter()
+        broken = self.state.broken(pending.step - 1)
         if broken is not None:
-            optimizer, tensor = broken
-            self.report(self._parameter_finding(optimizer, tensor, pending.step - 1))
+            self.report(broken)
             return
         if call is not None and self._bad_call_step == pending.step:
             name = verdicts.display_name(call.module)
@@ -246,19 +235,6 @@ class Region:
                 return
         extra = {"batch": pending.batch} if pending.batch is not None else {}
         self.report(verdicts.loss(pending, name, **extra))
-
-    def _broken_parameter(self) -> tuple[Optimizer, Tensor] | None:
-        for optimizer in reversed(self._held):
-            tensor = state.bad_parameter(optimizer)
-            if tensor is not None:
-                return optimizer, tensor
-        return None
-
-    def _parameter_finding(self, optimizer: Optimizer, tensor: Tensor, step: int) -> Finding:
-        sampled = not self.options.dense and self._judged < step
-        extra = {"step_range": [self._judged + 1, step]} if sampled and self._judged + 1 < step else {}
-        name = self.names.label(optimizer, tensor)
-        return verdicts.parameter(step, name, tensor, optimizer, self._step_spot, **extra)
 
     # -- outermost outputs -------------------------------------------------------------------------------------------
 
@@ -292,11 +268,7 @@ class Region:
         if what == "buffer":
             self.report(verdicts.buffer(self.run.steps, name, tensor, call.spot, "eval"))
             return
-        owner = next((o for o in self._held if any(p is tensor for p in state.parameters_of(o))), None)
-        if owner is not None:
-            self.report(self._parameter_finding(owner, tensor, self.run.steps))
-        else:
-            self.report(verdicts.parameter(self.run.steps, name, tensor, None, call.spot))
+        self.report(self.state.carried(self.run.steps, tensor, name, call.spot))
 
     # -- the optimizer step ------------------------------------------------------------------------------------------
 
@@ -329,26 +301,23 @@ class Region:
         """Judge the step that is about to run: pending loss, gradients, clips, limits."""
         __tracebackhide__ = True
         begun = perf_counter_ns()
-        if optimizer is not self.last_optimizer:
-            self._hold(optimizer)
-        parameters = self._parameters_of(optimizer)
-        self.last_norm = self._norm_of(optimizer, parameters)
-        fused = self.scaling.scale is not None and hasattr(optimizer, "found_inf")
+        norm = self.state.hold(optimizer)
+        fused = self.gradients.scaling.scale is not None and hasattr(optimizer, "found_inf")
         scale, skipped = scaling.fused_state(optimizer) if fused else (1.0, False)
         if skipped:
-            self._count_skip()
+            self.skipped()
             return
         if self.pending is not None:
-            self._judge_pending(parameters)
-        self._judge_gradients(optimizer, parameters, scale)
+            self._judge_pending(norm.parameters)
+        self.gradients.judge(optimizer, norm, scale)
         if self.headroom is not None:
-            self.headroom.step(parameters)
-            self._judge_headroom()
+            self.headroom.step(norm.parameters)
+            self._judge_headroom(self.headroom)
         if self._updates is not None:
-            self._updates.remember(parameters)
+            self._updates.remember(norm.parameters)
         if self._stuck is not None:
             self._copies = self._stuck.before(optimizer)
-        self._judged = self.run.steps
+        self.state.judged = self.run.steps
         self._schedule(begun)
 
     def _schedule(self, begun: int) -> None:
@@ -366,152 +335,32 @@ class Region:
         if pause > 1:
             self.outputs.sample()
 
-    def _judge_gradients(self, optimizer: Optimizer, parameters: list[Tensor], scale: float) -> None:
+    def _judge_headroom(self, headroom: Headroom) -> None:
         __tracebackhide__ = True
-        step = self.run.steps
-        clips = self.clips.take(parameters) if self.clips.calls else []
-        raw, received = self._norms(parameters, clips, scale)
-        self._record_norms(raw, received)
-        if not (math.isfinite(received) and (raw is None or math.isfinite(raw))):
-            self._report_gradient(optimizer, parameters, clips, received)
-        for clip in clips:
-            self._judge_clip(clip, optimizer, received)
-        self.clips.stepped(optimizer, self.backwards)
-        limits = self.options.limits
-        if limits:
-            seen = raw if raw is not None else received
-            for name, below in (("max_grad_norm", False), ("min_grad_norm", True)):
-                bound = limits.get(name)
-                if bound is not None and verdicts.broken(bound, seen, below=below):
-                    self.report(verdicts.limit(name, bound, seen, step, "gradient norm", "backward", user_spot(2)))
-
-    def _norm_of(self, optimizer: Optimizer, parameters: list[Tensor]) -> GradientNorm:
-        known = self._gradient_norms.get(optimizer)
-        if known is None or known.parameters is not parameters:
-            known = self._gradient_norms[optimizer] = GradientNorm(parameters)
-        return known
-
-    def _norms(self, parameters: list[Tensor], clips: list[Clip], scale: float) -> tuple[float | None, float]:
-        """(raw, received) global L2 norms, unscaled; one clip over exactly these parameters needs no pass of ours."""
-        if len(clips) == 1:
-            clip = clips[0]
-            if clip.raw is not None and clip.backwards == self.backwards and clip.scale is None:
-                same = len(clip.parameters) == len(parameters) and all(
-                    a is b for a, b in zip(clip.parameters, parameters, strict=True)
-                )
-                if same and clip.by_norm:
-                    return clip.raw, clip.raw * clip.kept
-        received = self.last_norm.measure() / scale
-        effective = [clip for clip in clips if clip.backwards == self.backwards and clip.scale is None]
-        if not effective:
-            return received, received
-        if len(effective) == 1 and not effective[0].by_norm and len(effective[0].parameters) == len(parameters):
-            return effective[0].raw, received
-        return norms_at_step(effective, parameters, received), received
-
-    def _record_norms(self, raw: float | None, received: float) -> None:
-        run = self.run
-        behind = run.steps - 1 - len(run.grad_norm)
-        if behind:
-            run.grad_norm.extend([None] * behind)
-            run.clipped_grad_norm.extend([None] * behind)
-        run.grad_norm.append(raw)
-        run.clipped_grad_norm.append(received)
-
-    def _report_gradient(
-        self, optimizer: Optimizer, parameters: list[Tensor], clips: list[Clip], received: float
-    ) -> None:
-        __tracebackhide__ = True
-        step, spot = self.run.steps, user_spot(2)
-        for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            seen = measure.extent(parameter.grad)
-            if seen is not None and not seen.finite:
-                name = self.names.label(optimizer, parameter)
-                self.report(verdicts.gradient(step, name, parameter.grad, spot, optimizer=type(optimizer).__name__))
-                return
-        clip = next((c for c in clips if c.raw is not None and not math.isfinite(c.raw)), None)
-        if clip is not None and clip.raw is not None:
-            self.report(verdicts.norm_overflow(step, clip.raw, clip.spot or spot))
-
-    def _judge_clip(self, clip: Clip, optimizer: Optimizer, received: float) -> None:
-        __tracebackhide__ = True
-        function = "clip_grad_norm_" if clip.by_norm else "clip_grad_value_"
-        step = self.run.steps
-        if not clip.parameters:
-            self.report(verdicts.empty_clip(step, function, clip.spot, clip.max_norm, received))
-        elif self.clips.without_effect(clip, optimizer, self.backwards):
-            self.report(verdicts.ineffective_clip(step, function, clip.spot, clip.gradients, clip.max_norm, received))
-        elif clip.scale is not None and clip.unscaled_later:
-            self.report(verdicts.scaled_clip(step, function, clip.spot, clip.scale, clip.max_norm))
-
-    def _judge_headroom(self) -> None:
-        __tracebackhide__ = True
-        bound = self.options.limits.get("min_headroom_bits")
-        if bound is None or self.headroom is None:
-            return
-        least = self.headroom.least()
-        if least is not None and verdicts.broken(bound, least[0], below=True):
-            bits, quantity, name, largest, dtype = least
-            finding = verdicts.limit(
-                "min_headroom_bits", bound, bits, self.run.steps, f"{quantity} headroom", "forward", user_spot(2)
-            )
-            evidence = {**finding.evidence, "tensor": name, "dtype": str(dtype).removeprefix("torch."), "max": largest}
-            self.report(
-                Finding(
-                    kind="limit",
-                    message=finding.message,
-                    step=finding.step,
-                    phase=finding.phase,
-                    module=name,
-                    source=finding.source,
-                    evidence=evidence,
-                )
-            )
+        bound, least = self.options.limits.get("min_headroom_bits"), headroom.least()
+        if bound is not None and least is not None and verdicts.broken(bound, least.bits, below=True):
+            self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         __tracebackhide__ = True
         if not self.active:
             return
-        step = self.run.steps
-        parameters = self._parameters_of(optimizer)
         if self._updates is not None:
-            ratio, guilty = self._updates.largest(parameters)
-            self.run.update_ratio.extend([None] * (step - 1 - len(self.run.update_ratio)))
-            self.run.update_ratio.append(ratio)
-            bound = self.options.limits.get("max_update_ratio")
-            if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
-                name = self.names.label(optimizer, guilty)
-                what = f"update ratio of {name}"
-                self.report(verdicts.limit("max_update_ratio", bound, ratio, step, what, "optimizer", user_spot(1)))
+            self._judge_update(self._updates, optimizer)
         if self._stuck is not None:
             self._stuck.after(self._copies)
         if self.options.check_parameters:
-            self._step_spot = user_spot(1)
-            self._judge_state(optimizer)
-            self._judge_buffers()
+            self.state.after_step(optimizer)
 
-    def _judge_state(self, optimizer: Optimizer) -> None:
+    def _judge_update(self, updates: Updates, optimizer: Optimizer) -> None:
         __tracebackhide__ = True
-        tensor = state.bad_parameter(optimizer)
-        if tensor is not None:
-            self.report(self._parameter_finding(optimizer, tensor, self.run.steps))
-            return
-        found = state.bad_state(optimizer)
-        if found is not None:
-            parameter, key, tensor = found
-            name = self.names.label(optimizer, parameter) if parameter is not None else "the optimizer"
-            self.report(
-                verdicts.optimizer_state(self.run.steps, name, key, tensor, optimizer, parameter, self._step_spot)
-            )
-
-    def _judge_buffers(self) -> None:
-        __tracebackhide__ = True
-        found = state.bad_buffer(self.names)
-        if found is not None:
-            name, tensor = found
-            self.report(verdicts.buffer(self.run.steps, name, tensor, self._step_spot))
+        run = self.run
+        ratio, guilty = updates.largest(self.state.parameters_of(optimizer))
+        run.update_ratio += [*[None] * (run.steps - 1 - len(run.update_ratio)), ratio]
+        bound = self.options.limits.get("max_update_ratio")
+        if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
+            what = f"update ratio of {self.names.label(optimizer, guilty)}"
+            self.report(verdicts.limit("max_update_ratio", bound, ratio, run.steps, what, "optimizer", user_spot(2)))
 
     def stuck_parameters(self) -> list[str]:
         """Dotted names of parameters that no step changed although each had a gradient and a learning rate."""
@@ -519,74 +368,19 @@ class Region:
             return []
         return [self.names.parameter(p) or "a parameter" for p in self._stuck.found()]
 
-    # -- clips and scalers -------------------------------------------------------------------------------------------
-
-    def clipped(self, parameters: list[Tensor], result: Any, bound: float, norm_type: float | None) -> None:
-        """A clip has run; `norm_type` None is a clip by value, whose `result` is the norm before it."""
-        if norm_type is None:
-            raw = result
-        else:
-            raw = float(result) if norm_type == 2 and isinstance(result, Tensor) and result.numel() == 1 else None
-        scale = self.scaling.scale if self.scaling.gradients_scaled(parameters) else None
-        self.clips.add(parameters, raw, bound, norm_type is not None, (self.backwards, scale))
-
-    def norm_before_clip(self, parameters: list[Tensor]) -> float:
-        """The global L2 norm that a clip by value is about to change."""
-        return global_norm([p.grad for p in parameters if p.grad is not None])
-
-    def unscaled(self, optimizer: Optimizer) -> None:
-        """GradScaler has unscaled the gradients of an optimizer."""
-        ids = {id(p) for p in self._parameters_of(optimizer)}
-        self.scaling.unscaled |= ids
-        self.clips.unscaled(ids)
-
     def after_scaler_step(self, *, stepped: bool) -> None:
         """`scaler.step(optimizer)` returned; `stepped` tells whether the optimizer was called."""
         __tracebackhide__ = True
         if stepped:
-            self.scaling.attempted(skipped=False)
+            self.gradients.scaling.attempted(skipped=False)
         else:
-            self._count_skip()
+            self.skipped()
 
-    def _count_skip(self) -> None:
+    def skipped(self) -> None:
+        """GradScaler left a step out."""
         __tracebackhide__ = True
         self._discard()
-        self.clips.calls.clear()
-        if self.scaling.attempted(skipped=True):
-            attempts, scale = self.scaling.skipped_in_a_row, self.scaling.scale
-            self.report(verdicts.stuck_scale(self.run.steps, attempts, scale, user_spot(2)))
-
-    def scaler_updated(self, scaler: Any) -> None:
-        """`scaler.update()` has run."""
-        __tracebackhide__ = True
-        self.scaling.updated(scaler)
-        if self.scaling.fell_below_one:
-            self.scaling.fell_below_one = False
-            scale = float(scaler.get_scale())
-            self.report(verdicts.stuck_scale(self.run.steps, self.scaling.skipped_in_a_row, scale, user_spot(2)))
-
-    # -- optimizers --------------------------------------------------------------------------------------------------
-
-    def _hold(self, optimizer: Optimizer) -> None:
-        """Remember an optimizer as the latest; the oldest of more than `MAX_HELD` is judged and let go."""
-        __tracebackhide__ = True
-        self.last_optimizer = optimizer
-        self._step_spot = user_spot(3)
-        if any(held is optimizer for held in self._held):
-            self._held = [held for held in self._held if held is not optimizer] + [optimizer]
-            return
-        self._held.append(optimizer)
-        if len(self._held) > state.MAX_HELD:
-            oldest = self._held.pop(0)
-            self._judge_state(oldest)
-
-    def _parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
-        key = tuple(len(group["params"]) for group in optimizer.param_groups)
-        known = self._parameters.get(optimizer)
-        if known is None or known[0] != key:
-            known = (key, state.parameters_of(optimizer))
-            self._parameters[optimizer] = known
-        return known[1]
+        self.gradients.skipped()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -615,13 +409,11 @@ class Region:
             self._report_loss(pending)
         elif pending is None and call is not None and call.in_graph:
             self._report_output(call)
-        for optimizer in self._held:
-            self._judge_state(optimizer)
-        self._judge_buffers()
+        self.state.judge_all()
 
     def _guarded(self, pending: PendingLoss) -> bool:
         """Whether the loop left out the last step on its own: it stepped these parameters before, but not now."""
-        skipped = any(pending.concerns(state.parameters_of(optimizer)) for optimizer in self._held)
+        skipped = self.state.owns(pending.leaves)
         self.run.skipped_steps += skipped
         return skipped
 
@@ -634,12 +426,8 @@ class Region:
 
     def _forget(self) -> None:
         """Drop every reference to the user's objects."""
-        self.last_optimizer = None
-        self.last_norm = GradientNorm([])
         self.pending = self._bad_call = None
-        self._held.clear()
+        self.state.forget()
+        self.gradients = GradientJudge(self)
         self._copies.clear()
-        self._parameters = weakref.WeakKeyDictionary()
-        self._gradient_norms = weakref.WeakKeyDictionary()
         self._updates = Updates() if self._updates is not None else None
-        self.clips = Clips()

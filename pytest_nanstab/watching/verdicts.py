@@ -16,11 +16,11 @@ from pytest_nanstab.watching.names import owner
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from pytest_nanstab.watching.headroom import Least
     from pytest_nanstab.watching.outputs import Call
     from pytest_nanstab.watching.pending import PendingLoss
 
 Spot = tuple[str, int] | None
-_STAYS = "the value was finite in every step before, so the optimizer's own arithmetic made it"
 
 
 def word(value: float) -> str:
@@ -250,6 +250,27 @@ def limit(name: str, bound: Limit, measured: float, step: int, what: str, phase:
         phase="forward" if phase == "forward" else "optimizer" if phase == "optimizer" else "backward",
         source=shown(spot),
         evidence={"value": measured, "limit": bound.value, "limit_name": name, "limit_source": bound.source},
+    )
+
+
+def headroom(bound: Limit, least: Least, step: int, spot: Spot) -> Finding:
+    """A tensor came nearer to overflow than the user allows."""
+    return Finding(
+        kind="limit",
+        message=f"{least.quantity} headroom {least.bits:.3g} bits below {bound.value:g} at step {step}",
+        step=step,
+        phase="forward" if least.quantity == "activation" else "backward",
+        module=least.name,
+        source=shown(spot),
+        evidence={
+            "tensor": f"{least.quantity} of {least.name}",
+            "largest": least.largest,
+            "dtype": str(least.dtype).removeprefix("torch."),
+            "value": least.bits,
+            "limit": bound.value,
+            "limit_name": "min_headroom_bits",
+            "limit_source": bound.source,
+        },
     )
 
 

@@ -1,0 +1,197 @@
+"""The "nanstab" section at the end of a session: numbers first, then what failed, then what came close."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_nanstab.reporting import text
+from pytest_nanstab.reporting.model import Record, findings_of, never_used_torch, steps_of
+
+if TYPE_CHECKING:
+    import pytest
+
+NARROW_BITS = 4.0  # margins under this are listed unasked: a factor of 16 is what one learning-rate sweep spans
+_SHORTEST_ID = 20
+_SHORTEST_MODULE = 8
+_HEADER = ("margin", "measured", "limit", "quantity", "step", "test")
+_LEFT = frozenset({"measured", "limit", "quantity", "test"})
+
+
+def write_summary(reporter: pytest.TerminalReporter, records: Sequence[Record], *, headroom: int | None = None) -> None:
+    """Write the section, or nothing when no record has anything to say.
+
+    Args:
+        reporter: pytest's terminal reporter.
+        records: one test record per item, in order of running.
+        headroom: the number of `--nanstab-headroom`: so many least margins, 0 for all, None for those under 4 bits.
+    """
+    width = reporter.config.get_terminal_writer().fullwidth
+    lines = summary_lines(records, headroom=headroom, width=width, verbosity=reporter.config.get_verbosity())
+    if lines:
+        reporter.write_sep("=", "nanstab")
+        for line in lines:
+            reporter.write_line(line)
+
+
+def summary_lines(
+    records: Sequence[Record], *, headroom: int | None = None, width: int = 80, verbosity: int = 0
+) -> list[str]:
+    """The lines of the section; none without records. Parameters as in `write_summary`."""
+    if not records:
+        return []
+    return [
+        _counts(records),
+        *_failures(records, width, verbosity),
+        *_least_headroom(records, headroom),
+        *(_limits(records, width) if verbosity > 0 else []),
+    ]
+
+
+# --- the first line
+
+
+def _counts(records: Sequence[Record]) -> str:
+    ran = [record for record in records if record["outcome"] != "skipped"]
+    checked = sum(record["mode"] == "explicit" for record in ran)
+    unused = sum(map(never_used_torch, ran))
+    watched = len(ran) - checked - unused
+    explicit_only = all(record["mode"] == "explicit" for record in records)
+    parts = [
+        *_tests(checked, None if explicit_only else watched),
+        text.plural(sum(map(steps_of, ran)), "optimizer step"),
+        *_outcomes(records),
+    ]
+    tail = f"; {text.plural(unused, 'test')} never used torch" if unused else ""
+    return ", ".join(parts) + tail
+
+
+def _tests(checked: int, watched: int | None) -> list[str]:
+    if checked and watched:
+        return [f"{text.plural(checked, 'test')} checked", f"{watched} watched"]
+    if checked or watched is None:
+        return [f"{text.plural(checked, 'test')} checked"]
+    return [f"{text.plural(watched, 'test')} watched"]
+
+
+def _outcomes(records: Sequence[Record]) -> Iterator[str]:
+    """Outcomes that findings explain, and explicit tests that were not run; pytest counts the rest itself."""
+    counts = Counter(_verdict(record) for record in records)
+    for word in ("failed", "xfailed", "reported", "skipped"):
+        if counts[word]:
+            yield f"{counts[word]} {word}"
+
+
+def _verdict(record: Record) -> str | None:
+    if record["outcome"] == "skipped":
+        return "skipped" if record["mode"] == "explicit" else None
+    if not findings_of(record):
+        return None
+    if record["outcome"] in ("failed", "xfailed"):
+        return str(record["outcome"])
+    return "reported" if record["mode"] == "report" else "recorded"
+
+
+# --- one line per test with findings
+
+
+def _failures(records: Sequence[Record], width: int, verbosity: int) -> list[str]:
+    shown = {"failed", "reported", *(("xfailed", "recorded") if verbosity > 0 else ())}
+    rows = [(_group(record), record) for record in records if _verdict(record) in shown]
+    column = max((len(group) for group, _ in rows), default=0)
+    return [_failure_line(text.pad(group, column), record, width) for group, record in rows]
+
+
+def _group(record: Record) -> str:
+    verdict = _verdict(record)
+    if verdict != "failed":
+        return str(verdict)
+    kind = str(findings_of(record)[0]["kind"])
+    return "non-finite" if kind.startswith("nonfinite-") else kind
+
+
+def _failure_line(group: str, record: Record, width: int) -> str:
+    """Group, test, step, module, source; node id and module shrink to fit, then module and step go, the source never.
+
+    Only a failed test's id is shortened below what it needs: pytest's own summary says it again in full.
+    """
+    first = findings_of(record)[0]
+    step = f"step {first['step']}" if first.get("step") is not None else ""
+    module, source = (text.escape(first.get(name) or "") for name in ("module", "source"))
+    node = text.escape(record["id"])
+    shortest = min(text.columns(node), _SHORTEST_ID) if _verdict(record) == "failed" else text.columns(node)
+    for parts in ([step, module, source], [step, source], [source]):
+        given = [part for part in parts if part]
+        room = width - sum(text.columns(part) + 2 for part in [group, *given])
+        if module in given and room < shortest <= room + text.columns(module) - _SHORTEST_MODULE:
+            given[given.index(module)] = text.cut_middle(module, text.columns(module) - shortest + room)
+            room = shortest
+        if room >= shortest:
+            break
+    return "  ".join([group, text.cut_middle(node, max(room, shortest)), *given])
+
+
+# --- the margins
+
+
+def _least_headroom(records: Sequence[Record], headroom: int | None) -> list[str]:
+    """The table of each test's least margin, nearest first."""
+    nearest = [(min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins"))]
+    nearest.sort(key=lambda row: _margin(row[0]))
+    if headroom is None:
+        shown = [row for row in nearest if _margin(row[0]) < NARROW_BITS]
+    else:
+        shown = nearest[:headroom] if headroom else nearest
+    if not shown:
+        return []
+    hidden = len(shown) < len(nearest)
+    hint = f" ({len(shown)} of {len(nearest)}, --nanstab-headroom=0 for all)" if hidden else ""
+    return [f"least headroom{hint}", *_margin_table([_margin_cells(*row) for row in shown])]
+
+
+def _margin(entry: Mapping[str, Any]) -> float:
+    return float(entry["margin"])
+
+
+def _margin_cells(entry: Mapping[str, Any], node: str) -> list[str]:
+    return [
+        f"{'≤' if entry.get('sampled') else ''}{_margin(entry):.1f}",
+        _short(entry.get("measured")),
+        _short(entry.get("limit")),
+        text.escape(entry.get("quantity", "")),
+        text.number(entry["step"]) if entry.get("step") is not None else "",
+        text.escape(node),
+    ]
+
+
+def _short(value: object) -> str:
+    return f"{value:.1e}" if isinstance(value, (int, float)) else text.escape("" if value is None else value)
+
+
+def _margin_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The header and the rows; node ids stay whole, as in pytest's --durations, so they can be copied."""
+    cells = [_HEADER, *rows]
+    widths = [max(map(text.columns, column)) for column in zip(*cells, strict=True)]
+    return ["  " + _table_line(line, widths) for line in cells]
+
+
+def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    columns = zip(_HEADER, cells, widths, strict=True)
+    return "  ".join(text.pad(cell, width, right=name not in _LEFT) for name, cell, width in columns).rstrip()
+
+
+# --- the limits in force, with -v
+
+
+def _limits(records: Sequence[Record], width: int) -> list[str]:
+    lines: list[str] = []
+    for record in records:
+        if record["mode"] == "explicit" and record.get("limits"):
+            stated = ", ".join(
+                f"{name}={text.number(limit['value'])} ({text.escape(limit['source'])})"
+                for name, limit in record["limits"].items()
+            )
+            head, *rest = text.wrap(f"{text.escape(record['id'])}  {stated}", width, separator=", ")
+            lines += [head, *(f"    {line}" for line in rest)]
+    return lines
