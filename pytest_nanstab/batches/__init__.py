@@ -1,0 +1,1 @@
+"""What legal batches look like, how to build nasty ones, and how to corrupt a sample."""

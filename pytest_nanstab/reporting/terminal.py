@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_nanstab.reporting import text
@@ -137,7 +137,7 @@ def _failure_line(group: str, record: Record, width: int) -> str:
 
 def _least_headroom(records: Sequence[Record], headroom: int | None) -> list[str]:
     """The table of each test's least margin, nearest first."""
-    nearest = [(min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins"))]
+    nearest = _distinct((min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins")))
     nearest.sort(key=lambda row: _margin(row[0]))
     if headroom is None:
         shown = [row for row in nearest if _margin(row[0]) < NARROW_BITS]
@@ -148,6 +148,15 @@ def _least_headroom(records: Sequence[Record], headroom: int | None) -> list[str
     hidden = len(shown) < len(nearest)
     hint = f" ({len(shown)} of {len(nearest)}, --nanstab-headroom=0 for all)" if hidden else ""
     return [f"least headroom{hint}", *_margin_table([_margin_cells(*row) for row in shown])]
+
+
+def _distinct(rows: Iterable[tuple[Mapping[str, Any], str]]) -> list[tuple[Mapping[str, Any], str]]:
+    """One row for the items of a suite that read the same training: the same figure says nothing twice."""
+    first: dict[tuple[object, ...], tuple[Mapping[str, Any], str]] = {}
+    for entry, node in rows:
+        figure = (node.partition("[")[0], *(entry.get(name) for name in ("quantity", "measured", "limit", "step")))
+        first.setdefault(figure, (entry, node))
+    return list(first.values())
 
 
 def _margin(entry: Mapping[str, Any]) -> float:

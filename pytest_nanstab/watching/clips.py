@@ -100,6 +100,7 @@ class Clips:
         return concerned
 
     def stepped(self, optimizer: Any, backwards: int) -> None:
+        """An optimizer steps after so many backward calls."""
         self._last_step[id(optimizer)] = backwards
 
     def without_effect(self, clip: Clip, optimizer: Any, backwards: int) -> bool:

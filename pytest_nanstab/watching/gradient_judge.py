@@ -1,4 +1,4 @@
-"""Judges the gradients an optimizer is about to use: finite, clipped where a clip was meant, within the user's limits."""
+"""Judges the gradients an optimizer is about to use: finite, clipped where a clip was meant, within the limits."""
 
 from __future__ import annotations
 

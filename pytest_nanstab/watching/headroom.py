@@ -49,14 +49,16 @@ class Headroom:
         self._paths: dict[int, str] = {}
 
     def install(self) -> None:
+        """Begin to look at the outputs of leaf modules."""
         self._handle = register_module_forward_hook(self._leaf)
 
     def remove(self) -> None:
+        """Stop looking at outputs."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
-    def _leaf(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leaf(self, module: nn.Module, _args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or module._modules:
             return
         for _, tensor in measure.tensors_in(output):

@@ -1,4 +1,4 @@
-"""The functions that run in every training step: closures, because attribute look-ups on the hot path decide its cost."""
+"""The functions that run in every training step: closures, because attribute look-ups decide the cost of that path."""
 
 from __future__ import annotations
 
@@ -134,12 +134,12 @@ def entering(region: Region) -> Callable[[Any], Any]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         wake = region.outputs.gradients_off
 
-        def __enter__(self: Any) -> Any:
+        def enter(self: Any) -> Any:
             if region.active:
                 wake()
             return original(self)
 
-        return __enter__
+        return enter
 
     return make
 

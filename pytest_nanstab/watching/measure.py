@@ -24,14 +24,17 @@ class Extent:
 
     @property
     def has_nan(self) -> bool:
-        return self.low != self.low
+        """Whether there is a NaN."""
+        return math.isnan(self.low)
 
     @property
     def finite(self) -> bool:
+        """Whether there is neither NaN nor infinity."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     @property
     def largest(self) -> float:
+        """The largest magnitude."""
         return max(abs(self.low), abs(self.high)) if not self.has_nan else math.nan
 
 

@@ -28,6 +28,7 @@ class Names:
         return True
 
     def roots(self) -> Iterator[nn.Module]:
+        """The outermost modules that are still alive."""
         for reference in self._roots:
             module = reference()
             if module is not None:

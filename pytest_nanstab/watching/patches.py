@@ -50,12 +50,13 @@ class Patches:
         self._undo.append(handle.remove)
 
     def undo(self) -> None:
+        """Take everything away, the latest first."""
         while self._undo:
             self._undo.pop()()
 
 
 def patch_clips(patches: Patches, norm: Callable[[Any], Any], value: Callable[[Any], Any]) -> None:
-    """Replace the functions behind `clip_grad_norm_` and `clip_grad_value_`, also for those who imported them before."""
+    """Replace what is behind `clip_grad_norm_` and `clip_grad_value_`, also for those who imported them before."""
     for name, make in (("clip_grad_norm_", norm), ("clip_grad_value_", value)):
         cell = torch_private.closure_cell(getattr(clip_grad, name))
         if cell is not None:

@@ -24,11 +24,11 @@ class PendingLoss:
         self.spot = spot
         self.batch: object = None
         self.leaves = leaves
-        self._gradients: list[Tensor | None] = []
+        self._gradients: list[tuple[Tensor | None, int]] = []
 
     def backward_done(self) -> None:
-        """Remember the gradients that the non-finite loss left behind."""
-        self._gradients = [leaf.grad for leaf in self.leaves]
+        """Remember the gradients that the non-finite loss left behind, and their versions."""
+        self._gradients = [(leaf.grad, -1 if leaf.grad is None else leaf.grad._version) for leaf in self.leaves]
 
     def discarded(self) -> bool:
         """Whether nothing of those gradients is left."""
@@ -42,10 +42,12 @@ class PendingLoss:
         return not self.leaves or any(id(leaf) in mine for leaf in self.leaves)
 
 
-def _still_there(leaf: Tensor, before: Tensor | None) -> bool:
-    now = leaf.grad
-    if now is None or before is None or now is not before:
+def _still_there(leaf: Tensor, before: tuple[Tensor | None, int]) -> bool:
+    now, (gradient, version) = leaf.grad, before
+    if now is None or now is not gradient:
         return False
+    if now._version == version:
+        return True  # untouched, even where it is zero: a NaN loss may have zero gradients
     with torch_private.unseen():
         values = now.coalesce().values() if now.is_sparse else now
         return bool(torch.count_nonzero(values))

@@ -77,6 +77,7 @@ class Region:
 
     @property
     def findings(self) -> list[Finding]:
+        """Everything found, in order."""
         return self.run.findings
 
     @property
@@ -341,7 +342,7 @@ class Region:
         if bound is not None and least is not None and verdicts.broken(bound, least.bits, below=True):
             self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         __tracebackhide__ = True
         if not self.active:
             return

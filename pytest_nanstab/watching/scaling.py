@@ -59,6 +59,6 @@ class Scaling:
 def fused_state(optimizer: Any) -> tuple[float, bool]:
     """(scale of the gradients, whether the step will be skipped) of an optimizer that unscales inside its kernel."""
     scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    skipped = found is not None and not float(found) == 0.0
+    skipped = found is not None and float(found) != 0.0
     number = 1.0 if scale is None else float(scale)
     return (number if math.isfinite(number) and number > 0 else 1.0), skipped

@@ -39,8 +39,7 @@ def bad_state(optimizer: Optimizer) -> tuple[Tensor | None, str, Tensor] | None:
 def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, dict):
         for name, value in state.items():
-            for path, tensor in measure.tensors_in(value, str(name)):
-                yield path, tensor
+            yield from measure.tensors_in(value, str(name))
 
 
 def bad_buffer(names: Names) -> tuple[str, Tensor] | None:

@@ -22,7 +22,7 @@ is_functorch_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorc
 # Many small copies in one call: a third of the cost of a call per tensor.
 foreach_copy: Callable[..., None] = torch._foreach_copy_
 # The norms of many tensors in one call.
-foreach_norm: Callable[..., list[Tensor]] = torch._foreach_norm
+foreach_norm: Callable[..., Sequence[Tensor]] = torch._foreach_norm
 
 
 def modes_active() -> bool:

@@ -24,6 +24,7 @@ class Updates:
         self._before: dict[int, Tensor] = {}
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
+        """Copy the parameters that the coming step may change."""
         with torch.no_grad():
             for parameter in parameters:
                 if parameter.grad is None:
@@ -59,17 +60,17 @@ class Stuck:
 
     def before(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
         """Copies of the parameters that this step should change."""
-        copies = []
+        copies: list[tuple[Tensor, Tensor]] = []
         for group in optimizer.param_groups:
             rate = group.get("lr", 1.0)
             if not float(rate) > 0:
                 continue
-            for parameter in group["params"]:
-                if parameter.grad is not None and _nonzero(parameter.grad):
-                    copies.append((parameter, parameter.detach().clone()))
+            moving = [p for p in group["params"] if p.grad is not None and _nonzero(p.grad)]
+            copies += [(parameter, parameter.detach().clone()) for parameter in moving]
         return copies
 
     def after(self, copies: list[tuple[Tensor, Tensor]]) -> None:
+        """Compare the parameters with their copies from before the step."""
         for parameter, before in copies:
             with torch_private.unseen():
                 same = torch.equal(before, parameter.detach())

@@ -25,7 +25,7 @@ Spot = tuple[str, int] | None
 
 def word(value: float) -> str:
     """ "NaN", "Inf" or "-Inf"."""
-    if value != value:
+    if math.isnan(value):
         return "NaN"
     return "Inf" if value > 0 else "-Inf"
 

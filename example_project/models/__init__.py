@@ -1,0 +1,1 @@
+"""The models: translation of names, digits, disease progression."""

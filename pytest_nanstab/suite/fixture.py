@@ -1,0 +1,141 @@
+"""The `nanstab` fixture. Imports torch only when it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from pytest_nanstab.config import Limit, limits_from_call
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import nn
+    from typing_extensions import Unpack
+
+    from pytest_nanstab.config import Limits
+    from pytest_nanstab.findings import Finding
+    from pytest_nanstab.suite.setup import TrainingSetup
+    from pytest_nanstab.suite.spec import Precision
+    from pytest_nanstab.watching.run import Run
+
+
+class Nanstab:
+    """Trains, watches and searches under the limits of the test that asked for it.
+
+    Attributes:
+        limits: the limits in force from marker and ini; a call's own go on top.
+    """
+
+    def __init__(self, *, limits: Mapping[str, Limit] | None = None, device: str = "cpu", again: str = "") -> None:
+        self.limits = dict(limits or {})
+        self._device = device
+        self._again = again
+
+    def __repr__(self) -> str:
+        bounds = ", ".join(f"{name}={limit.value:g}" for name, limit in self.limits.items())
+        return f"<nanstab{': ' if bounds else ''}{bounds}>"
+
+    def train(
+        self,
+        setup: TrainingSetup,
+        *,
+        steps: int = 20,
+        precision: Precision = "32-true",
+        seed: int = 0,
+        **limits: Unpack[Limits],
+    ) -> Run:
+        """Train the given objects in place, every step watched.
+
+        Args:
+            setup: what to train.
+            steps: optimizer steps, 1 or more.
+            precision: "64-true", "32-true", "bf16-true", "16-true", "bf16-mixed" or "16-mixed". Skips the test when
+                the model cannot run in it.
+            seed: for torch, numpy and random; their states are put back afterwards.
+            **limits: see `Limits`.
+
+        Raises:
+            NonFiniteError: at the step where a NaN or infinity reached a sink.
+            StabilityError: a limit was broken.
+            TypeError, ValueError: wrong arguments.
+        """
+        __tracebackhide__ = True
+        from pytest_nanstab.suite.driver import train
+        from pytest_nanstab.suite.precision import InapplicableError
+
+        merged = limits_from_call(limits, self.limits)
+        _whole_seed(seed)
+        context = {"again": self._again} if self._again else None
+        try:
+            return train(
+                setup,
+                steps=steps,
+                precision=precision,
+                seed=seed,
+                limits=merged,
+                device=self._device,
+                context=context,
+            )
+        except InapplicableError as error:
+            pytest.skip(str(error))
+
+    def watch(
+        self,
+        model: nn.Module | None = None,
+        *,
+        name: str = "watch",
+        on_instability: Literal["raise", "record"] = "raise",
+        **limits: Unpack[Limits],
+    ) -> AbstractContextManager[Run]:
+        """Like `pytest_nanstab.watch`, with the test's own limits."""
+        from pytest_nanstab.watching.api import start_watch
+
+        return start_watch(model, name, on_instability, limits_from_call(limits, self.limits))
+
+    def search(self, setup: TrainingSetup, *, seconds: float = 10.0, evaluations: int | None = None) -> Finding | None:
+        """Look for a legal batch that makes a NaN or infinity; the first finding, or None.
+
+        Batches come from the setup's `domain`, or from what its first batches prove legal. They are tried, with one
+        training step each, on the fresh model, on the model after 40 typical steps and on weights scaled 2 to 32 times;
+        `evidence["grade"]` says which. Model, optimizer and random states are put back exactly.
+
+        Args:
+            setup: the training to search.
+            seconds: how long to search, above 0.
+            evaluations: how many training steps at most; None leaves it to `seconds`.
+        """
+        __tracebackhide__ = True
+        from pytest_nanstab.suite.driver import check_arguments
+        from pytest_nanstab.suite.hunts import search
+        from pytest_nanstab.suite.precision import InapplicableError
+
+        check_arguments(setup, 1, "32-true")
+        _check_budget(seconds, evaluations)
+        try:
+            return search(setup, seconds=float(seconds), evaluations=evaluations, device=self._device)
+        except InapplicableError as error:
+            pytest.skip(str(error))
+
+
+def _whole_seed(seed: object) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed!r}")
+
+
+def _check_budget(seconds: object, evaluations: object) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, got {seconds!r}")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be a finite number above 0, got {seconds!r}")
+    if evaluations is None:
+        return
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int):
+        raise TypeError(f"evaluations must be a whole number or None, got {evaluations!r}")
+    if evaluations < 1:
+        raise ValueError(f"evaluations must be 1 or more, got {evaluations!r}")

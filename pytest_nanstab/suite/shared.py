@@ -1,0 +1,152 @@
+"""One training for all the items that read it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import pytest
+
+from pytest_nanstab.findings import Finding
+from pytest_nanstab.suite.driver import Stepper, describe, drive
+from pytest_nanstab.suite.evaluate import evaluate
+from pytest_nanstab.suite.expand import ItemRequest
+from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision
+from pytest_nanstab.suite.setup import Batch, TrainingSetup
+from pytest_nanstab.suite.state import Snapshot, modes, seeded
+from pytest_nanstab.watching.options import Options
+from pytest_nanstab.watching.region import Region
+from pytest_nanstab.watching.run import Run
+
+KEPT_GROUPS = 8  # groups held at once when parametrised items interleave; one more costs a training again
+SAMPLES = 4  # batches kept from the training to learn from what legal data looks like
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """A value, or the exception that came instead; each reader gets the same."""
+
+    value: T | None = None
+    error: BaseException | None = None
+    traceback: TracebackType | None = None
+
+    def get(self) -> T:
+        """The value; raises the exception with the traceback it had, not with those of its readers."""
+        __tracebackhide__ = True
+        if self.error is not None:
+            raise self.error.with_traceback(self.traceback)
+        assert self.value is not None
+        return self.value
+
+
+def outcome_of(call: Callable[[], T]) -> Outcome[T]:
+    """Call and keep whatever comes: pytest's skip and fail are outcomes too, an interrupt is not."""
+    __tracebackhide__ = True
+    try:
+        return Outcome(call())
+    except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - every reader raises it again
+        return Outcome(error=error, traceback=error.__traceback__)
+
+
+@dataclass
+class Training:
+    """What a finished, or stopped, training leaves for the items that read it.
+
+    Attributes:
+        setup: the trained objects.
+        form: the arithmetic they were trained in.
+        run: its measurements.
+        findings: everything found, in order.
+        samples: the first batches, as the user's code gave them.
+        last_batch: the batch of the last step.
+        fresh: the state before the first step, where an item wants it.
+        evaluation: what evaluation found, where an item wants it.
+        stuck: names of the parameters that no step changed although each had a gradient and a learning rate.
+    """
+
+    setup: TrainingSetup
+    form: Arithmetic
+    run: Run
+    findings: list[Finding]
+    samples: list[Batch]
+    last_batch: Batch
+    fresh: Snapshot | None = None
+    evaluation: Outcome[list[Finding]] | None = None
+    stuck: tuple[str, ...] = ()
+
+    @property
+    def stop(self) -> Finding | None:
+        """The finding after which the training means nothing any more."""
+        return next((finding for finding in self.findings if finding.is_nonfinite), None)
+
+
+@dataclass
+class _Store:
+    groups: OrderedDict[str, dict[int, Outcome[Training]]] = field(default_factory=OrderedDict)
+
+
+_STORE = pytest.StashKey[_Store]()
+
+
+def training_of(request: ItemRequest, seed: int) -> Training:
+    """The training behind an item: done now, or by an item before it. Raises again what the training raised."""
+    __tracebackhide__ = True
+    store = request.item.config.stash.setdefault(_STORE, _Store())
+    group = store.groups.setdefault(request.group, {})
+    store.groups.move_to_end(request.group)
+    while len(store.groups) > KEPT_GROUPS:
+        store.groups.popitem(last=False)
+    if seed not in group:
+        group[seed] = outcome_of(partial(_train, request, seed))
+    return group[seed].get()
+
+
+def release(request: ItemRequest) -> None:
+    """Forget a training once the last item that reads it has run."""
+    store = request.item.config.stash.get(_STORE, None)
+    if store is not None and request.is_last_of_group():
+        store.groups.pop(request.group, None)
+
+
+def forget(config: pytest.Config) -> None:
+    """Drop every training: for the end of the session."""
+    config.stash[_STORE] = _Store()
+
+
+def _train(request: ItemRequest, seed: int) -> Training:
+    __tracebackhide__ = True
+    with seeded(seed):
+        setup = request.make_setup()
+        training = _driven(request, setup, seed)
+    if request.sibling("finite_eval") is not None and training.stop is None:
+        # Now, not later: this item's fixtures, which the factory may hold on to, end with it.
+        context = describe(request.spec.steps, seed, training.form)
+        training.evaluation = outcome_of(partial(evaluate, setup, training.form, seed, context))
+    return training
+
+
+def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
+    __tracebackhide__ = True
+    precision = check_precision(request.case.precision or "32-true")
+    options = Options(
+        raises=False,
+        limits=request.limits,
+        headroom=True,
+        update_ratio=True,
+        check_parameters=True,
+        track_parameters=True,
+    )
+    steps = request.spec.steps
+    with modes(setup.model, training=True), arithmetic(setup, precision, device=request.device) as form:
+        fresh = Snapshot(setup) if request.sibling("adversarial_batches") is not None else None
+        stepper = Stepper(setup, form)
+        with Region(options, describe(steps, seed, form)) as region:
+            *samples, last = drive(stepper, region, steps=steps, keep=0 if fresh is None else SAMPLES)
+    return Training(
+        setup, form, region.run, list(region.findings), samples, last, fresh, stuck=tuple(region.stuck_parameters())
+    )
