@@ -89,7 +89,7 @@ def building(shape, examples: int = 200) -> float:
 
 
 def measure(strategies, rounds: int) -> tuple[dict[str, float], float]:
-    """Median cost of each strategy, and the median of the ratios of neighbouring runs, which share the machine's mood."""
+    """Median cost of each strategy, and the median of the ratios of neighbouring runs, equally disturbed."""
     times = {name: [] for name in strategies}
     for _ in range(rounds):
         for name, strategy in strategies.items():

@@ -1,4 +1,4 @@
-"""Which line is the user's: the innermost frame outside torch, other libraries, the standard library and this package."""
+"""Which line is the user's: the innermost frame outside torch, other libraries, the stdlib and this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.s
 @lru_cache(maxsize=4096)
 def is_user_file(filename: str) -> bool:
     """Whether a code object's file is the user's own: a real file in no library."""
-    if filename.startswith("<") or filename.startswith(_PACKAGE):
+    if filename.startswith(("<", _PACKAGE)):
         return False
     if any(part in filename for part in _LIBRARY_PARTS):
         return False

@@ -97,10 +97,11 @@ def clip_norm_of(region: Region) -> Callable[[Any], Any]:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
-            if not region.active or region.run.steps + 1 < region.due:
+            if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, max_norm, norm_type, *args, **kwargs)
             parameters, listed = as_list(parameters)
             result = original(parameters, max_norm, norm_type, *args, **kwargs)
+            region.after_backward()
             region.gradients.clipped(listed, result, float(max_norm), float(norm_type))
             return result
 
@@ -115,11 +116,12 @@ def clip_value_of(region: Region) -> Callable[[Any], Any]:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kwargs: Any) -> Any:
-            if not region.active or region.run.steps + 1 < region.due:
+            if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, clip_value, *args, **kwargs)
             parameters, listed = as_list(parameters)
             raw = region.gradients.norm_before_clip(listed)
             result = original(parameters, clip_value, *args, **kwargs)
+            region.after_backward()
             region.gradients.clipped(listed, raw, float(clip_value), None)
             return result
 

@@ -200,7 +200,7 @@ class Region:
             self.report(verdicts.limit("max_loss", bound, abs(value), step, "|loss|", "forward", user_spot(2)))
 
     def after_backward(self) -> None:
-        """A backward has run while a non-finite loss is pending."""
+        """A backward or a clip has run, perhaps while a non-finite loss is pending."""
         if self.pending is not None:
             self.pending.backward_done()
 
