@@ -192,7 +192,7 @@ class Region:
                 self.pending = PendingLoss(self.run.steps + 1, value, user_spot(2), leaves_of(tensors))
                 self.pending.batch = self.context.get("batch")
             return
-        if self._bad_call is not None and self._bad_call.in_graph:
+        if self.pending is None and self._bad_call is not None and self._bad_call.in_graph:
             self._bad_call = None  # a NaN in the output did not reach the loss
         bound = self.options.limits.get("max_loss")
         if bound is not None and verdicts.broken(bound, abs(value)):
