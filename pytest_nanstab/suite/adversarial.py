@@ -23,6 +23,7 @@ from pytest_nanstab.suite.state import Snapshot, modes, seeded
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
+NOTHING = "adversarial batches do not apply"
 _HALVES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _STEP = re.compile(r"(?:at|after|of|before) (?:the first )?step(?: 1\b)?")
 
@@ -72,7 +73,7 @@ def domain_of(setup: TrainingSetup, samples: Sequence[Batch], form: Arithmetic) 
         spec, sizes, is_declared = setup.domain, setup.sizes, True
     else:
         if not any(tensor.dtype is not torch.bool for batch in samples for tensor in tensors_in(batch)):
-            raise InapplicableError("there is no float or int tensor in the batches, and no domain is declared")
+            raise InapplicableError(f"{NOTHING}: the batches hold no float or int tensor, and no domain is declared")
         spec, sizes, is_declared = _inferred(samples)
     return Domain(spec if half is None else with_dtype(spec, half), sizes, is_declared)
 

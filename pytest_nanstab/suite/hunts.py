@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.suite.adversarial import Budget, Hunter, State, all_batches, domain_of, scaled
+from pytest_nanstab.suite.adversarial import NOTHING, Budget, Hunter, State, all_batches, domain_of, scaled
 from pytest_nanstab.suite.driver import Stepper, describe, drive
 from pytest_nanstab.suite.precision import Arithmetic, InapplicableError, as_given
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, owned_parameters
@@ -44,7 +44,8 @@ def attack(training: Training, seed: int, context: Mapping[str, object]) -> tupl
     if found is None and not hunter.tried:
         refusal = next(iter(hunter.refused), "none was tried")
         raise InapplicableError(
-            f"the model refused every batch inferred from the first ones ({refusal}); declare TrainingSetup(domain=...)"
+            f"{NOTHING}: the model refused every batch inferred from its first ones ({refusal}); "
+            "declare TrainingSetup(domain=...)"
         )
     return found, hunter.notes(budget)
 

@@ -188,7 +188,7 @@ def ineffective_clip(step: int, function: str, spot: Spot, gradients: int, bound
         phase="backward",
         op=function,
         source=shown(spot),
-        evidence={"bound": bound, "norm the optimizer received": norm, "the clip saw": saw},
+        evidence={"bound": bound, "received": norm, "saw": saw},
         cause="the clip ran before the backward() that made the gradients the optimizer used",
         remedy=f"call {function} between loss.backward() and optimizer.step()",
     )
@@ -203,7 +203,7 @@ def empty_clip(step: int, function: str, spot: Spot, bound: float, norm: float |
         phase="backward",
         op=function,
         source=shown(spot),
-        evidence={"bound": bound, "norm the optimizer received": norm},
+        evidence={"bound": bound, "received": norm},
         cause="the iterator of parameters was used up before, by the optimizer or an earlier clip",
         remedy="hand over model.parameters() anew, or keep the parameters in a list",
     )
