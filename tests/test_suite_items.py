@@ -678,6 +678,19 @@ def test_free():
 # --- adversarial batches
 
 
+def test_the_weakest_grade_that_fails_can_be_set(run, pytester):
+    """A find on the fresh model fails by default, and is only reported where nothing but typical data may fail."""
+    pytester.makeini("[pytest]\nnanstab_fail_grade = typical data\n")
+    run(
+        f"""
+@stability_suite(steps=3, checks="adversarial_batches")
+def test_net():
+    {BROKEN["adversarial_batches"].strip()}
+"""
+    )
+    assert run.outcomes == {"test_net[adversarial_batches-32-true]": "passed"}
+
+
 def test_a_find_tells_batch_and_grade(run):
     """The evidence describes the batch in words, says on which state it broke, and how to run it again."""
     run(

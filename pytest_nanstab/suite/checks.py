@@ -12,6 +12,7 @@ import pytest
 
 from pytest_nanstab.attribution.source import is_user_file, place
 from pytest_nanstab.checks.data import Survey, survey_batches
+from pytest_nanstab.config import GRADES
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.suite import judging
@@ -239,7 +240,16 @@ def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
     training = _finished_training(request, seed)
     with seeded(seed):
         found, notes = attack(training, seed, _context(request, seed, training))
-    return Verdict([] if found is None else [found], run=training.run, setup=training.setup, notes=notes)
+    failing = [found] if found is not None else []
+    if found is not None and _beyond(str(found.evidence.get("grade")), request.fail_grade):
+        notes = [*notes, f"only reported, nanstab_fail_grade is {request.fail_grade!r}: {found.message}"]
+        failing = []
+    return Verdict(failing, run=training.run, setup=training.setup, notes=notes)
+
+
+def _beyond(grade: str, weakest: str) -> bool:
+    """Whether a find is of a grade less likely to be met than the weakest that fails."""
+    return grade in GRADES and GRADES.index(grade) > GRADES.index(weakest)
 
 
 def _finished_training(request: ItemRequest, seed: int) -> Training:

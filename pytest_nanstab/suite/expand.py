@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_nanstab.config import Limit, limits_from_call
+from pytest_nanstab.config import GRADES, Limit, limits_from_call
 from pytest_nanstab.suite.spec import Case, Check, SuiteSpec, suite_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class ItemRequest:
     limits: Mapping[str, Limit]
     device: str
     record: CaseRecord
+    fail_grade: str = GRADES[-1]
 
     @property
     def group(self) -> str:
@@ -115,7 +116,11 @@ def is_suite(item: pytest.Item) -> bool:
 
 
 def run_item(
-    pyfuncitem: pytest.Function, inherited_limits: Mapping[str, Limit] | None = None, *, device: str = "cpu"
+    pyfuncitem: pytest.Function,
+    inherited_limits: Mapping[str, Limit] | None = None,
+    *,
+    device: str = "cpu",
+    fail_grade: str = GRADES[-1],
 ) -> bool:
     """Run a suite's case instead of the bare function: for `pytest_pyfunc_call`. False where it is no suite.
 
@@ -136,7 +141,7 @@ def run_item(
     pyfuncitem.stash[RECORD] = record
     from pytest_nanstab.suite.checks import execute  # imports torch
 
-    execute(ItemRequest(pyfuncitem, spec, case, limits, device, record))
+    execute(ItemRequest(pyfuncitem, spec, case, limits, device, record, fail_grade))
     return True
 
 
