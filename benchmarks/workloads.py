@@ -73,7 +73,7 @@ class Workload:
     @property
     def warm(self) -> int:
         """Untimed steps at the start of a block: in short steps, setting hooks would show."""
-        return 1 if self.steps >= 20 else 0
+        return 3 if self.steps >= 20 else 0
 
 
 WORKLOADS = {

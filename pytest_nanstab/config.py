@@ -1,4 +1,4 @@
-"""Limits and settings, and the one merge of everything that can state them. Standard library only: the door imports it."""
+"""Limits and settings, and the one merge of all who can state them. Standard library only: the door imports it."""
 
 from __future__ import annotations
 

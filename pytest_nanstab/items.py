@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import functools
+import os
+import unittest
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import pytest
 
-from pytest_nanstab.arrival import Arrival
+from pytest_nanstab.arrival import Arrival, torch_is_here
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.settings import ItemSettings
 
@@ -17,80 +23,120 @@ if TYPE_CHECKING:
     from pytest_nanstab.watching.region import Region
 
 WATCH: pytest.StashKey[ItemWatch] = pytest.StashKey()
+_SKIPS = (pytest.skip.Exception, unittest.SkipTest)
+_REGIONS: WeakSet[Region] = WeakSet()  # those opened here, in contrast to the users' own
+_INTERRUPTS = (KeyboardInterrupt, GeneratorExit, pytest.exit.Exception)
 
 
 class ItemWatch:
-    """Watches the call phase of one item.
+    """Watches the call phase of one item: a context manager around the test's own code.
 
     Args:
         item: the test.
         mode: "explicit" raises at the sink; "watched" raises after the test has passed; "report" never raises.
         settings: limits and exceptions, for explicit tests.
+        headroom: whether headroom is measured without a limit on it.
+
+    Attributes:
+        findings: what the test failed with, or is told about; set on leaving.
+        is_open: whether the test's code is running.
     """
 
-    def __init__(self, item: pytest.Item, mode: str, settings: ItemSettings) -> None:
+    def __init__(self, item: pytest.Item, mode: str, settings: ItemSettings, *, headroom: bool = False) -> None:
         self.mode = mode
         self.settings = settings
         self.findings: tuple[Finding, ...] = ()
         self._item = item
+        self._headroom = headroom
         self._region: Region | None = None
+        self._users: Region | None = None
+        self._failures: list[BaseException] = []
         self._arrival = Arrival(self._open)
+        self.is_open = False
 
-    def begin(self) -> None:
-        """Open the region, now or when the test imports torch."""
-        if "torch" in sys.modules:
+    def __enter__(self) -> ItemWatch:
+        self.is_open = True
+        if torch_is_here():
             self._open()
         else:
             self._arrival.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        self.is_open = False
+        self._arrival.remove()
+        region = self._region
+        if region is None:
+            self.findings = _unique(carried(error, *self._kept_errors()))
+            return
+        _close_inner(region)
+        region.leave()
+        if isinstance(error, _INTERRUPTS):
+            region.__exit__(kind, error, traceback)
+        else:
+            self._conclude(region, error)
+
+    def failed_inside(self, error: BaseException) -> None:
+        """A subtest has failed, and the test goes on."""
+        self._failures.append(error)
+
+    @property
+    def has_failed_inside(self) -> bool:
+        """Whether a subtest has failed."""
+        return bool(self._failures)
 
     def _open(self) -> None:
         from pytest_nanstab.watching.options import Options
-        from pytest_nanstab.watching.region import Region
+        from pytest_nanstab.watching.region import _ACTIVE, Region
 
         explicit = self.mode == "explicit"
+        outer = _ACTIVE[-1] if _ACTIVE else None
+        if outer is not None and outer not in _REGIONS and self._is_covered_by(outer):
+            self._users = outer
+            return
         options = Options(
             raises=explicit,
             dense=explicit,
             limits=self.settings.limits,
             allow_nonfinite=self.settings.allow_nonfinite,
+            headroom=self._headroom,
         )
-        self._region = Region(options, {"again": f'pytest "{self._item.nodeid}"'} | self._flag())
+        self._region = Region(options, {"again": again(self._item, explicit=explicit)})
+        _REGIONS.add(self._region)
         self._region.__enter__()
 
-    def _flag(self) -> dict[str, object]:
-        if self.mode == "explicit":
-            return {}
-        return {"again": f'pytest --nanstab "{self._item.nodeid}"'}
+    def _is_covered_by(self, outer: Region) -> bool:
+        """Whether the user's own watch, opened in a fixture around the test, judges all that we would."""
+        return self.mode != "explicit" or self.settings.limits.keys() <= outer.options.limits.keys()
 
-    def abandon(self) -> None:
-        """Take all hooks away, whatever happened."""
-        self._arrival.remove()
-        if self._region is not None:
-            self._region.leave()
+    def _kept_errors(self) -> list[BaseException]:
+        """What unittest or subtests caught on pytest's behalf: such a test has failed although it raised nothing."""
+        return [*self._failures, *(info.value for info in getattr(self._item, "_excinfo", None) or ())]
 
-    def conclude(self, error: BaseException | None) -> None:
+    def _conclude(self, region: Region, error: BaseException | None) -> None:
         """Judge what is only known at the end; raises for a test that has passed so far and should not."""
         __tracebackhide__ = True
-        region = self._region
-        if region is None:
-            return
-        failed = error is not None or bool(getattr(self._item, "_excinfo", None))
+        errors = [raised for raised in (error, *self._kept_errors()) if raised is not None]
+        before = len(region.findings)
         try:
-            region.finish(quiet=failed or self.mode != "explicit")
+            region.finish(quiet=bool(errors) or self.mode != "explicit")
         except StabilityError as verdict:
             self.findings = verdict.findings
             raise
-        if isinstance(error, StabilityError):
-            self.findings = error.findings
-        elif failed or self.mode != "explicit":
-            # What an explicit test raised and caught itself is consumed.
-            self.findings = tuple(region.findings)
-        if self.findings and not failed and self.mode == "watched":
+        if any(isinstance(raised, _SKIPS) for raised in errors):
+            return
+        # What an explicit test raised and caught itself is consumed; what watching only recorded is not.
+        recorded = region.findings[before if self.mode == "explicit" else 0 :]
+        self.findings = _unique([*carried(*errors), *recorded])
+        if self.findings and not errors and self.mode == "watched":
             raise _verdict(self.findings)
 
     def record(self) -> dict[str, Any]:
         """The measured part of the item's test record."""
-        region = self._region
+        region = self._region or self._users
         run = region.run if region is not None else None
         return {
             "mode": self.mode,
@@ -106,9 +152,88 @@ class ItemWatch:
         }
 
 
+def _close_inner(region: Region) -> None:
+    """Close the watches that the test opened and never closed: the next test would take them for a fixture's."""
+    from pytest_nanstab.watching.region import _ACTIVE
+
+    while region in _ACTIVE and _ACTIVE[-1] is not region:
+        _ACTIVE[-1].leave()
+
+
+@contextmanager
+def each_example(item: pytest.Item, start: Callable[[], ItemWatch]) -> Iterator[None]:
+    """Watch every example of a Hypothesis test by itself, so that what only shows at its end shrinks, too.
+
+    `inner_test` is what Hypothesis documents for this; the watch of the last example, the smallest failing one, stays.
+    """
+    handle = _hypothesis_of(item)
+    inner = handle.inner_test
+
+    @functools.wraps(inner)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with start():
+            return inner(*args, **kwargs)
+
+    handle.inner_test = watched
+    try:
+        yield
+    finally:
+        handle.inner_test = inner
+
+
+def has_examples(item: pytest.Item) -> bool:
+    """Whether Hypothesis runs the test's function many times."""
+    return hasattr(_hypothesis_of(item), "inner_test")
+
+
+def _hypothesis_of(item: pytest.Item) -> Any:
+    test = getattr(item, "obj", None)
+    return getattr(test, "hypothesis", None) if getattr(test, "is_hypothesis_test", False) is True else None
+
+
+def again(item: pytest.Item, *, explicit: bool) -> str:
+    """The command that runs the item alone, from where pytest was started."""
+    path, separator, names = item.nodeid.partition("::")
+    try:
+        path = Path(os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)).as_posix()
+    except ValueError:  # another drive on Windows
+        path = str(item.config.rootpath / path)
+    return f'pytest {"" if explicit else "--nanstab "}"{path}{separator}{names}"'
+
+
 def limits_data(limits: Mapping[str, Any]) -> dict[str, Any]:
     """Effective limits as the JSON report has them."""
     return {name: {"value": limit.value, "source": limit.source} for name, limit in limits.items()}
+
+
+def chain(*errors: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions, their causes as a traceback shows them, and the members of groups."""
+    waiting, seen = list(errors), set()
+    while waiting:
+        error = waiting.pop(0)
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
+        yield error
+        members = getattr(error, "exceptions", ())
+        waiting += members if isinstance(members, tuple) else ()
+        waiting.append(error.__cause__ if error.__suppress_context__ else error.__context__)
+
+
+def carried(*errors: BaseException | None) -> Iterator[Finding]:
+    """The findings of the stability errors among these exceptions and what they come from."""
+    for error in chain(*errors):
+        if isinstance(error, StabilityError):
+            yield from error.findings
+
+
+def _unique(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    kept: list[Finding] = []
+    for finding in findings:
+        if finding not in kept:
+            kept.append(finding)
+    return tuple(kept)
 
 
 def _verdict(findings: tuple[Finding, ...]) -> StabilityError:

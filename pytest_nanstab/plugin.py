@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_nanstab import settings as settings_module
-from pytest_nanstab.errors import StabilityError
-from pytest_nanstab.findings import jsonable
-from pytest_nanstab.items import WATCH, ItemWatch, limits_data
+from pytest_nanstab.items import WATCH, ItemWatch, again, each_example, has_examples
+from pytest_nanstab.records import Collector, Messenger, attach, tidy
 from pytest_nanstab.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from pytest_nanstab.suite.fixture import Nanstab
 
-_RECORDS = pytest.StashKey[dict[str, dict[str, Any]]]()
 _SUITE = "__nanstab_suite__"
+_OFF = "nanstab is off"
+_WRONG = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,14 +33,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--nanstab-report",
         action="append",
         metavar="PATH",
-        help="write a report of all checked and watched tests; the ending gives the format (.json); may be repeated",
+        help="write a report of all checked and watched tests, with every measurement; the ending gives the format "
+        "(.json); may be repeated",
     )
     group.addoption(
         "--nanstab-headroom",
         type=settings_module.headroom_number,
         default=None,
         metavar="N",
-        help="list the N tests nearest to a limit or to overflow, 0 for all (default: those under 4 bits)",
+        help="measure headroom at every step and list the N tests nearest to overflow or to a limit, 0 for all "
+        "(default: list what suites and limits measure, if under 4 bits)",
+    )
+    group.addoption(
+        "--nanstab-update",
+        action="store_true",
+        help="record the baselines of the tests that run, in place of comparing with them; refused where CI is set, "
+        "unless NANSTAB_UPDATE_IN_CI=1 is too",
     )
     settings_module.add_ini(parser)
 
@@ -49,9 +57,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Read the settings; wrong ones are a usage error before anything is collected."""
     config.addinivalue_line("markers", settings_module.MARKER_HELP)
     config.stash[SETTINGS] = settings_module.read(config)
-    config.stash[_RECORDS] = {}
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(config), "nanstab-collector")
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Messenger(config), "nanstab-messenger")
+    else:
+        config.pluginmanager.register(Collector(config), "nanstab-collector")
+    if config.stash[SETTINGS].update:
+        from pytest_nanstab.baselines.update import BaselineUpdate
+
+        config.pluginmanager.register(BaselineUpdate(config), "nanstab-baselines")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -78,9 +91,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("nanstab")
         if item.get_closest_marker("nanstab") is None:
             continue
-        settings_module.of_item(item, settings)
+        _check_markers(item, settings)
         if settings.mode == "off":
-            item.add_marker(pytest.mark.skip(reason="nanstab is off"))
+            item.add_marker(pytest.mark.skip(reason=_OFF))
+
+
+def _check_markers(item: pytest.Item, settings: Settings) -> None:
+    try:
+        settings_module.of_item(item, settings)
+    except pytest.UsageError as error:
+        if not hasattr(item.config, "workerinput"):
+            raise
+        # xdist would report a usage error of a worker as a crash: here the test itself says what is wrong.
+        item.stash[_WRONG] = str(error)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse a test with a wrong marker, where the session could not be refused."""
+    if _WRONG in item.stash:
+        pytest.fail(item.stash[_WRONG], pytrace=False)
 
 
 def _is_suite(item: pytest.Item) -> bool:
@@ -88,40 +118,38 @@ def _is_suite(item: pytest.Item) -> bool:
 
 
 def _watch_of(item: pytest.Item) -> ItemWatch | None:
+    """A new watch for one execution of the item's code, or None where nothing is watched."""
     settings: Settings = item.config.stash[SETTINGS]
+    headroom = settings.headroom is not None
     if _is_suite(item):
         return None
     if item.get_closest_marker("nanstab") is not None:
-        return ItemWatch(item, "explicit", settings_module.of_item(item, settings))
-    if settings.mode in ("all", "report"):
+        watch = ItemWatch(item, "explicit", settings_module.of_item(item, settings), headroom=headroom)
+    elif settings.mode in ("all", "report"):
         mode = "watched" if settings.mode == "all" else "report"
-        return ItemWatch(item, mode, settings_module.ItemSettings({}))
-    return None
+        watch = ItemWatch(item, mode, settings_module.ItemSettings({}), headroom=headroom)
+    else:
+        return None
+    item.stash[WATCH] = watch
+    return watch
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Watch the call phase; a verdict is raised here, so that xfail, reruns and reports see an ordinary failure."""
     __tracebackhide__ = True
+    if _is_suite(item):
+        from pytest_nanstab.suite import expand
+
+        expand.refuse_unexpanded(item)
     watch = _watch_of(item)
     if watch is None:
-        if _is_suite(item):
-            from pytest_nanstab.suite import expand
-
-            expand.refuse_unexpanded(item)
         return (yield)
-    item.stash[WATCH] = watch
-    watch.begin()
-    try:
-        result = yield
-    except Exception as error:
-        watch.abandon()
-        watch.conclude(error)
-        raise
-    finally:
-        watch.abandon()
-    watch.conclude(None)
-    return result
+    if watch.mode == "explicit" and has_examples(item):
+        with each_example(item, lambda: _watch_of(item) or watch):
+            return (yield)
+    with watch:
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -134,7 +162,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     settings = pyfuncitem.config.stash[SETTINGS]
     inherited = settings_module.of_item(pyfuncitem, settings).limits
-    return expand.run_item(pyfuncitem, inherited, device=settings.device) or None
+    return expand.run_item(pyfuncitem, inherited, device=settings.device, fail_grade=settings.fail_grade) or None
 
 
 @pytest.fixture
@@ -144,114 +172,29 @@ def nanstab(request: pytest.FixtureRequest) -> Nanstab:
     A test that uses it is an explicit stability test: its own loops are checked too, and it carries the marker
     `nanstab`.
     """
+    from pytest_nanstab.baselines.items import ItemBaselines
     from pytest_nanstab.suite.fixture import Nanstab
 
     settings = request.config.stash[SETTINGS]
+    if request.node.get_closest_marker("nanstab") is None:  # asked for with getfixturevalue
+        request.node.add_marker("nanstab")
+        if settings.mode == "off":
+            pytest.skip(_OFF)
     limits = settings_module.of_item(request.node, settings).limits
-    return Nanstab(limits=limits, device=settings.device)
+    return Nanstab(
+        limits=limits,
+        device=settings.device,
+        again=again(request.node, explicit=True),
+        baselines=ItemBaselines(request.node),
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give a stability failure its block, and let the test's record ride on the report."""
+    """Let the test's record ride on the report."""
+    tidy(call)
     report = yield
-    if call.when == "call":
-        record = _record_of(item)
-        if record is not None:
-            _decorate(item, call, report, record)
-        elif call.excinfo is not None and isinstance(call.excinfo.value, StabilityError):
-            _show_block(item, call.excinfo, report)
+    attach(item, call, report)
     return report
-
-
-def _record_of(item: pytest.Item) -> dict[str, Any] | None:
-    watch = item.stash.get(WATCH, None)
-    if watch is not None:
-        return watch.record()
-    if not _is_suite(item):
-        return None
-    from pytest_nanstab.suite.expand import RECORD
-
-    case = item.stash.get(RECORD, None)
-    if case is None:
-        return None
-    return {
-        "mode": "explicit",
-        "check": case.check,
-        "precision": case.precision,
-        "seed": case.seed,
-        "limits": limits_data(case.limits),
-        "run": None if case.run is None else case.run.as_dict(),
-        "headroom": {} if case.run is None else case.run.headroom,
-        "init_scale": case.init_scale,
-        "findings": [finding.as_dict() for finding in case.findings],
-        "used_torch": True,
-    }
-
-
-def _decorate(
-    item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, record: dict[str, Any]
-) -> None:
-    from pytest_nanstab.reporting import extras, model
-
-    stability = call.excinfo is not None and isinstance(call.excinfo.value, StabilityError)
-    if call.excinfo is not None and stability:
-        _show_block(item, call.excinfo, report)
-    elif record["findings"]:
-        _add_section(report, record)
-    record["margins"] = model.margins(record["run"], record["limits"], headroom=record["headroom"])
-    full = {"id": item.nodeid, **record, "outcome": _outcome(report)}
-    report.nanstab = jsonable(full)  # type: ignore[attr-defined]
-    report.user_properties.extend(extras.properties(full))
-    extra = extras.html_extra(full)
-    if extra is not None and item.config.pluginmanager.hasplugin("html"):
-        report.extras = [*getattr(report, "extras", []), extra]  # type: ignore[attr-defined]
-
-
-def _show_block(item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException], report: pytest.TestReport) -> None:
-    from pytest_nanstab.reporting import failure
-
-    report.longrepr = failure.longrepr(item, excinfo)
-
-
-def _add_section(report: pytest.TestReport, record: dict[str, Any]) -> None:
-    from pytest_nanstab.findings import from_dict
-    from pytest_nanstab.reporting.block import render
-
-    report.sections.append(("nanstab", render([from_dict(finding) for finding in record["findings"]])))
-
-
-def _outcome(report: pytest.TestReport) -> str:
-    if hasattr(report, "wasxfail"):
-        return "xfailed" if report.outcome == "skipped" else "xpassed"
-    return report.outcome
-
-
-class _Collector:
-    """Gathers the records that ride on reports; registered in the process that prints and writes."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        record = getattr(report, "nanstab", None)
-        if record is not None:
-            self._config.stash[_RECORDS][record["id"]] = record
-
-    def pytest_sessionfinish(self) -> None:
-        settings = self._config.stash[SETTINGS]
-        if settings.reports:
-            from pytest_nanstab.reporting import model
-
-            report = model.build(self._config.stash[_RECORDS].values(), model.environment(self._config))
-            for path in settings.reports:
-                model.write_json(path, report)
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        records = list(self._config.stash[_RECORDS].values())
-        if records:
-            from pytest_nanstab.reporting.terminal import write_summary
-
-            write_summary(terminalreporter, records, headroom=self._config.stash[SETTINGS].headroom)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +14,14 @@ import pytest
 from pytest_nanstab.config import EXPLAIN, GRADES, LIMIT_HELP, LIMIT_NAMES, MODES, Limit, check_limits, merge_limits
 
 _ALLOWED_NONFINITE = ("output",)
-_MARKER_FORM = f"nanstab({', '.join(f'{name}=None' for name in LIMIT_NAMES)}, allow_nonfinite=())"
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]+)?")
+_MARKER_KEYS = (*LIMIT_NAMES, "allow_nonfinite")
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 MARKER_HELP = (
-    f"{_MARKER_FORM}: check the test for numerical stability: losses, gradients, parameters, buffers, optimizer state "
-    "and module outputs stay finite, and within the limits given; raises at the step that breaks one. A limit of None "
-    'removes an inherited one; allow_nonfinite=("output",) lets modules return NaN. For functions, classes and modules.'
+    f"nanstab(*, {', '.join(f'{name}=...' for name in LIMIT_NAMES)}, allow_nonfinite=()): fail the test at the "
+    "training step where a loss, gradient, parameter, buffer, optimizer state or module output becomes NaN or Inf, or "
+    "breaks a limit. Works on functions, classes and modules; the closest marker wins, limit by limit, and None "
+    'removes an inherited limit. allow_nonfinite=("output",) lets modules return NaN.'
 )
 
 
@@ -30,6 +35,7 @@ class Settings:
     explain: str = ""
     fail_grade: str = GRADES[-1]
     baseline_dir: str = "nanstab_baselines"
+    update: bool = False
     reports: tuple[str, ...] = ()
     headroom: int | None = None
 
@@ -55,7 +61,12 @@ def add_ini(parser: pytest.Parser) -> None:
         type="string",
         default=GRADES[-1],
     )
-    parser.addini("nanstab_baseline_dir", "folder of recorded baselines", type="string", default="nanstab_baselines")
+    parser.addini(
+        "nanstab_baseline_dir",
+        "folder of recorded baselines, relative to rootdir and inside it",
+        type="string",
+        default="nanstab_baselines",
+    )
 
 
 def read(config: pytest.Config) -> Settings:
@@ -66,8 +77,9 @@ def read(config: pytest.Config) -> Settings:
         device=_device(config),
         explain=_choice(config, "nanstab_explain", ("", *EXPLAIN)),
         fail_grade=_choice(config, "nanstab_fail_grade", GRADES),
-        baseline_dir=str(config.getini("nanstab_baseline_dir")),
-        reports=tuple(_report(path) for path in config.getoption("nanstab_report") or ()),
+        baseline_dir=_baseline_dir(config),
+        update=_update(config),
+        reports=tuple(_report(config, path) for path in config.getoption("nanstab_report") or ()),
         headroom=config.getoption("nanstab_headroom"),
     )
 
@@ -82,36 +94,69 @@ def _mode(config: pytest.Config) -> str:
 
 
 def _choice(config: pytest.Config, key: str, allowed: tuple[str, ...]) -> str:
-    value = str(config.getini(key))
+    wanted = f"one of {', '.join(repr(choice) for choice in allowed if choice)}"
+    value = _text(config, key, wanted)
     if value not in allowed:
-        choices = ", ".join(repr(choice) for choice in allowed if choice)
-        raise pytest.UsageError(f"{key} must be one of {choices}, got {value!r} ({_source(config, key)})")
+        raise _wrong(config, key, wanted, repr(value))
     return value
 
 
 def _device(config: pytest.Config) -> str:
-    value = str(config.getini("nanstab_device"))
-    kind, _, index = value.partition(":")
-    if kind not in ("cpu", "cuda", "mps", "xpu") or (index and not index.isdigit()):
-        raise pytest.UsageError(
-            f"nanstab_device must be cpu, cuda, mps or xpu, with an optional index as in cuda:1, got {value!r} "
-            f"({_source(config, 'nanstab_device')})"
-        )
+    wanted = "cpu, cuda, mps or xpu, with an optional index as in cuda:1"
+    value = _text(config, "nanstab_device", wanted)
+    if not _DEVICE.fullmatch(value):
+        raise _wrong(config, "nanstab_device", wanted, repr(value))
     return value
+
+
+def _baseline_dir(config: pytest.Config) -> str:
+    key, wanted = "nanstab_baseline_dir", "the name of a folder inside rootdir"
+    value = _text(config, key, wanted)
+    root = config.rootpath.resolve()
+    if not value.strip() or not (root / value).resolve().is_relative_to(root):
+        raise _wrong(config, key, wanted, repr(value))
+    return value
+
+
+def _update(config: pytest.Config) -> bool:
+    if not config.getoption("nanstab_update"):
+        return False
+    in_ci = os.environ.get("CI", "").strip().lower() not in ("", "0", "false", "no", "off")
+    if in_ci and os.environ.get("NANSTAB_UPDATE_IN_CI") != "1":
+        raise pytest.UsageError(
+            "--nanstab-update would make CI accept whatever it measures: record baselines where you can read them; "
+            "NANSTAB_UPDATE_IN_CI=1 allows it all the same (CI is set)"
+        )
+    return True
+
+
+def _text(config: pytest.Config, key: str, wanted: str) -> str:
+    return str(_ini(config, key, wanted))
 
 
 def _limits(config: pytest.Config) -> dict[str, Limit]:
     layers: list[tuple[str, Mapping[str, float | None]]] = []
     for name in LIMIT_NAMES:
-        key = f"nanstab_{name}"
-        source = _source(config, key)
-        try:
-            value = config.getini(key)
-            if value is not None:
-                layers.append((source, check_limits({name: value})))
-        except (TypeError, ValueError) as error:
-            raise pytest.UsageError(f"{key} must be a finite number, 0 or more: {error} ({source})") from None
+        key, wanted = f"nanstab_{name}", "a finite number, 0 or more"
+        value = _ini(config, key, wanted)
+        if value is not None:
+            try:
+                layers.append((_source(config, key), check_limits({name: value})))
+            except (TypeError, ValueError):
+                raise _wrong(config, key, wanted, repr(value)) from None
     return merge_limits(layers)
+
+
+def _ini(config: pytest.Config, key: str, wanted: str) -> Any:
+    try:
+        return config.getini(key)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # which of them depends on pytest's version
+        # pytest's own words end in the value, but need not name the key.
+        raise _wrong(config, key, wanted, str(error).rpartition(": ")[2]) from None
+
+
+def _wrong(config: pytest.Config, key: str, wanted: str, given: str) -> pytest.UsageError:
+    return pytest.UsageError(f"{key} must be {wanted}, got {given} ({_source(config, key)})")
 
 
 def _source(config: pytest.Config, key: str) -> str:
@@ -121,21 +166,22 @@ def _source(config: pytest.Config, key: str) -> str:
     return config.inipath.name if config.inipath else "default"
 
 
-def _report(path: str) -> str:
+def _report(config: pytest.Config, path: str) -> str:
     from pytest_nanstab.reporting.model import report_format
 
     try:
         report_format(path)
     except ValueError as error:
-        raise pytest.UsageError(f"--nanstab-report: {error}") from None
-    return path
+        raise pytest.UsageError(str(error)) from None
+    # A test may leave another working directory behind.
+    return str(config.invocation_params.dir / Path(path).expanduser())
 
 
 def headroom_number(text: str) -> int:
     """The N of --nanstab-headroom."""
     import argparse
 
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 for all tests, got {text!r}")
     return int(text)
 
@@ -152,37 +198,71 @@ class ItemSettings:
 
 
 def of_item(item: pytest.Item, settings: Settings) -> ItemSettings:
-    """Merge the item's markers, the closest last, on top of the session's limits, field by field."""
+    """Merge the item's markers, the closest last, on top of the session's limits, field by field.
+
+    Raises:
+        pytest.UsageError: a marker is wrong; names the test, what was given and what is allowed.
+    """
     layers: list[tuple[str, Mapping[str, float | None]]] = [
         (limit.source, {name: limit.value}) for name, limit in settings.limits.items()
     ]
     allowed: frozenset[str] = frozenset()
-    for node, mark in reversed(list(item.iter_markers_with_node("nanstab"))):
-        limits, nonfinite = check_mark(item, mark)
-        layers.append((f"{_level(node)} marker", limits))
+    for level, mark in _marks(item):
+        limits, nonfinite = _check_mark(item, mark)
+        layers.append((f"{level} marker", limits))
         allowed = allowed if nonfinite is None else nonfinite
     return ItemSettings(merge_limits(layers), allowed)
 
 
-def _level(node: pytest.Collector | pytest.Item | Any) -> str:
+def _marks(item: pytest.Item) -> Iterator[tuple[str, pytest.Mark]]:
+    """The item's markers and their levels, the weakest first."""
+    callspec = getattr(item, "callspec", None)
+    of_parameters = [] if callspec is None else [mark for mark in callspec.marks if mark.name == "nanstab"]
+    for node in item.listchain():
+        for mark in _weakest_first(node):
+            if not any(mark is other for other in of_parameters):
+                yield _level(node), mark
+    for mark in of_parameters:
+        yield "parameter", mark
+
+
+def _weakest_first(node: Any) -> list[pytest.Mark]:
+    marks: list[pytest.Mark] = [mark for mark in reversed(node.own_markers) if mark.name == "nanstab"]
+    if isinstance(node, pytest.Class):
+        # pytest lists those of base classes first, as if they were the closest.
+        bases: dict[int, int] = {}
+        for depth, cls in enumerate(node.obj.__mro__):
+            bases.update((id(mark), depth) for mark in _own_marks(cls))
+        marks.sort(key=lambda mark: -bases.get(id(mark), 0))
+    return marks
+
+
+def _own_marks(cls: type) -> list[pytest.Mark]:
+    stated: Any = vars(cls).get("pytestmark", [])
+    listed: list[Any] = stated if isinstance(stated, list) else [stated]
+    return [getattr(mark, "mark", mark) for mark in listed]
+
+
+def _level(node: object) -> str:
     for kind, name in ((pytest.Class, "class"), (pytest.Package, "package"), (pytest.Module, "module")):
         if isinstance(node, kind):
             return name
     return "function"
 
 
-def check_mark(item: pytest.Item, mark: pytest.Mark) -> tuple[dict[str, float | None], frozenset[str] | None]:
-    """The limits and the allow_nonfinite of one marker; `pytest.UsageError` names the test and what is allowed."""
-    if mark.args:
-        raise pytest.UsageError(
-            f"{item.nodeid}: marker nanstab takes keyword arguments only, got {mark.args[0]!r}; it is {_MARKER_FORM}"
-        )
-    given = dict(mark.kwargs)
-    nonfinite = given.pop("allow_nonfinite", None)
+def _check_mark(item: pytest.Item, mark: pytest.Mark) -> tuple[dict[str, float | None], frozenset[str] | None]:
+    """The limits and the allow_nonfinite of one marker."""
     try:
+        if mark.args:
+            raise TypeError(f"it takes keyword arguments only ({', '.join(_MARKER_KEYS)}), got {mark.args[0]!r}")
+        unknown = next((name for name in mark.kwargs if name not in _MARKER_KEYS), None)
+        if unknown is not None:
+            raise TypeError(f"unknown argument {unknown!r}; allowed are {', '.join(_MARKER_KEYS)}")
+        given = dict(mark.kwargs)
+        nonfinite = given.pop("allow_nonfinite", None)
         return check_limits(given), _nonfinite(nonfinite)
     except (TypeError, ValueError) as error:
-        raise pytest.UsageError(f"{item.nodeid}: marker nanstab: {error}; it is {_MARKER_FORM}") from None
+        raise pytest.UsageError(f"{item.nodeid}: marker nanstab: {error}") from None
 
 
 def _nonfinite(value: object) -> frozenset[str] | None:

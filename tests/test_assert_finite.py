@@ -73,9 +73,8 @@ def nested(bad, layout):
 
 
 def model_output(bad):
-    from transformers.modeling_outputs import CausalLMOutput
-
-    return CausalLMOutput(loss=torch.tensor(1.0), logits=torch.tensor([[0.0, bad]]))
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    return outputs.CausalLMOutput(loss=torch.tensor(1.0), logits=torch.tensor([[0.0, bad]]))
 
 
 def packed(bad):

@@ -113,7 +113,7 @@ def first_finding(path: Path, reports: Reports) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def example_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report of the example project's own tests, started as its README line says."""
+    """The report of the example project's own tests, started from the repository's root."""
     path = tmp_path_factory.mktemp("example") / "report.json"
     result = run_pytest("--nanstab", f"--nanstab-report={path}", "example_project")
     assert result.returncode == pytest.ExitCode.OK, result.stdout[-8000:] + result.stderr

@@ -23,7 +23,7 @@ def data(rows=8, count=3):
     return [(row, row.sum(1, keepdim=True)) for row in x]
 
 def mse(model, batch):
-    return nn.functional.mse_loss(model(batch[0]), batch[1])
+    return (model(batch[0]) - batch[1]).square().mean()
 
 def setup_of(model=None, **changes):
     model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)) if model is None else model

@@ -23,7 +23,7 @@ from pytest_nanstab.suite.expand import ItemRequest
 from pytest_nanstab.suite.precision import InapplicableError
 from pytest_nanstab.suite.setup import Batches, TrainingSetup
 from pytest_nanstab.suite.shared import Training, release, training_of
-from pytest_nanstab.suite.spec import Check
+from pytest_nanstab.suite.spec import Check, Role
 from pytest_nanstab.suite.state import modes, seeded
 from pytest_nanstab.watching.run import Run
 
@@ -57,9 +57,9 @@ def execute(request: ItemRequest) -> None:
         pytest.skip.Exception: it does not apply, or the fault is another item's, with every seed.
     """
     __tracebackhide__ = True
-    first, verdicts = request.spec.seed, {}
+    verdicts = {}
     try:
-        for seed in range(first, first + request.spec.seeds):  # a comprehension would be a frame in users' tracebacks
+        for seed in request.seeds:  # a comprehension would be a frame in users' tracebacks
             verdicts[seed] = _one_seed(request, seed)
     finally:
         release(request)
@@ -70,7 +70,7 @@ def execute(request: ItemRequest) -> None:
         _record(request, shown, verdicts[shown])
     if failed:
         raise error_from(_told(request, verdicts[failed[0]], failed))
-    skip = verdicts[first].skip
+    skip = verdicts[request.seeds[0]].skip
     if not ran and skip is not None:
         raise skip
 
@@ -109,11 +109,11 @@ def _told(request: ItemRequest, verdict: Verdict, failed: list[int]) -> list[Fin
         replace(
             finding,
             source=finding.source or _place(request, finding, verdict.setup),
-            evidence={**finding.evidence, "again": request.again},
+            evidence={"again": request.again, **finding.evidence},
         )
         for finding in verdict.failing
     ]
-    seeds = request.spec.seeds
+    seeds = len(request.seeds)
     if seeds == 1:
         return told
     message = f"{told[0].message} ({len(failed)} of {seeds} seeds)"
@@ -252,6 +252,24 @@ def _beyond(grade: str, weakest: str) -> bool:
     return grade in GRADES and GRADES.index(grade) > GRADES.index(weakest)
 
 
+def _baseline(request: ItemRequest, seed: int) -> Verdict:
+    __tracebackhide__ = True
+    from pytest_nanstab.baselines.items import ItemBaselines
+    from pytest_nanstab.suite.spread import other_runs
+
+    training = _finished_training(request, seed)
+    found, notes = ItemBaselines(request.item).check(
+        training.run,
+        device=training.form.device_type,
+        precision=training.form.precision,
+        seed=seed,
+        others=lambda: other_runs(request, seed),
+    )
+    context = {key: value for key, value in _context(request, seed, training).items() if key != "steps"}
+    failing = [] if found is None else [replace(found, evidence={**context, **found.evidence})]
+    return Verdict(failing, run=training.run, setup=training.setup, notes=notes)
+
+
 def _finished_training(request: ItemRequest, seed: int) -> Training:
     """The training, if it went to its end; else the item that owns the fault is named, or this one fails."""
     __tracebackhide__ = True
@@ -283,7 +301,7 @@ def _context(request: ItemRequest, seed: int, training: Training) -> dict[str, o
     return describe(request.spec.steps, seed, training.form)
 
 
-_CHECKS: dict[Check, Callable[[ItemRequest, int], Verdict]] = {
+_CHECKS: dict[Role, Callable[[ItemRequest, int], Verdict]] = {
     "init_scale": _init_scale,
     "finite_data": _finite_data,
     "finite_steps": _finite_steps,
@@ -291,4 +309,5 @@ _CHECKS: dict[Check, Callable[[ItemRequest, int], Verdict]] = {
     "gradient_bounds": _gradient_bounds,
     "adversarial_batches": _adversarial_batches,
     "headroom": _headroom,
+    "baseline": _baseline,
 }

@@ -50,7 +50,8 @@ def stability_suite(
         init_scale: the scheme or the mapping of schemes for `assert_init_scale`.
         seed: the first seed, 0 or more.
         seeds: how many seeds each item runs, from `seed` on; one failing seed fails the item.
-        baseline: comes with a later release.
+        baseline: add an item per precision that compares losses, gradient norms and headroom of the first seed with
+            those that `pytest --nanstab-update` recorded; it fails where nothing is recorded.
         **limits: max_loss, max_grad_norm, min_grad_norm, max_update_ratio (judged by gradient_bounds) and
             min_headroom_bits (judged by headroom); None removes an inherited one.
 
@@ -60,8 +61,8 @@ def stability_suite(
     """
     if function is not None:
         raise TypeError(f"stability_suite takes keyword arguments only, got {function!r}; {_USE}")
-    if baseline:
-        raise ValueError("baseline=True is not available yet: baselines come with a later release; leave it out")
+    if not isinstance(baseline, bool):
+        raise TypeError(f"baseline must be True or False, got {baseline!r}")
     spec = SuiteSpec(
         steps=_whole("steps", steps, lowest=1),
         precision=_choices("precision", precision, PRECISIONS),
@@ -69,6 +70,7 @@ def stability_suite(
         init_scale=_scheme(init_scale),
         seed=_whole("seed", seed, lowest=0),
         seeds=_whole("seeds", seeds, lowest=1),
+        baseline=baseline,
         limits=MappingProxyType(check_limits(limits)),
     )
     _check_owners(spec)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_nanstab.config import GRADES, Limit, limits_from_call
-from pytest_nanstab.suite.spec import Case, Check, SuiteSpec, suite_of
+from pytest_nanstab.suite.spec import Case, Role, SuiteSpec, suite_of
 
 if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
@@ -34,7 +34,7 @@ class CaseRecord:
         notes: free lines, such as how many generated batches the model refused.
     """
 
-    check: Check
+    check: Role
     precision: str | None
     seed: int
     limits: Mapping[str, Limit]
@@ -65,6 +65,12 @@ class ItemRequest:
         return f"{_base(self.item, self.case)} {self.case.precision}"
 
     @property
+    def seeds(self) -> range:
+        """The seeds the item runs: a baseline is of the first, and knows the others as its spread."""
+        first = self.spec.seed
+        return range(first, first + (1 if self.case.check == "baseline" else self.spec.seeds))
+
+    @property
     def again(self) -> str:
         """The command that runs this item alone."""
         return f'pytest "{self.item.nodeid}"'
@@ -80,7 +86,7 @@ class ItemRequest:
             raise TypeError(f"{self.item.originalname} must return a TrainingSetup, got {setup!r}")
         return setup
 
-    def sibling(self, check: Check) -> pytest.Item | None:
+    def sibling(self, check: Role) -> pytest.Item | None:
         """The item of another check with the same parameters and precision, or none, that this session will run."""
         for item, case in self._family():
             if case.check == check and case.precision in (None, self.case.precision) and not _surely_skipped(item):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import pytest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Unpack
 
+    from pytest_nanstab.baselines.items import ItemBaselines
     from pytest_nanstab.config import Limits
     from pytest_nanstab.findings import Finding
     from pytest_nanstab.suite.setup import TrainingSetup
@@ -30,10 +32,19 @@ class Nanstab:
         limits: the limits in force from marker and ini; a call's own go on top.
     """
 
-    def __init__(self, *, limits: Mapping[str, Limit] | None = None, device: str = "cpu", again: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        limits: Mapping[str, Limit] | None = None,
+        device: str = "cpu",
+        again: str = "",
+        baselines: ItemBaselines | None = None,
+    ) -> None:
         self.limits = dict(limits or {})
         self._device = device
         self._again = again
+        self._baselines = baselines
+        self._trained: list[tuple[Run, str, int]] = []
 
     def __repr__(self) -> str:
         bounds = ", ".join(f"{name}={limit.value:g}" for name, limit in self.limits.items())
@@ -71,7 +82,7 @@ class Nanstab:
         _whole_seed(seed)
         context = {"again": self._again} if self._again else None
         try:
-            return train(
+            run = train(
                 setup,
                 steps=steps,
                 precision=precision,
@@ -82,6 +93,8 @@ class Nanstab:
             )
         except InapplicableError as error:
             pytest.skip(str(error))
+        self._trained.append((run, precision, seed))
+        return run
 
     def watch(
         self,
@@ -119,6 +132,49 @@ class Nanstab:
             return search(setup, seconds=float(seconds), evaluations=evaluations, device=self._device)
         except InapplicableError as error:
             pytest.skip(str(error))
+
+    def check_baseline(self, run: Run, *, name: str | None = None) -> None:
+        """Compare a run with its baseline; `pytest --nanstab-update` records it instead.
+
+        Losses, raw gradient norms and headroom are compared in bits, with the tolerances that
+        `pytest_nanstab.baselines.compare` states. Baselines are kept by test, device kind and precision; runs of the
+        test's own loops are kept under "own-loop". Seed what is random before the model and the batches are made.
+
+        Args:
+            run: what `train` returned, or a finished `watch`.
+            name: tells several runs of one test apart.
+
+        Raises:
+            NonFiniteError: the run holds a value that is not finite; such a run is never recorded.
+            StabilityError: there is no baseline, or the run moved too far from it; the finding says what moved most.
+            TypeError, ValueError: wrong arguments, or two runs of one name.
+        """
+        __tracebackhide__ = True
+        from pytest_nanstab.attribution.source import user_line
+        from pytest_nanstab.findings import error_from
+        from pytest_nanstab.watching.run import Run
+
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a Run, as nanstab.train returns it, got {run!r}")
+        _check_name(name)
+        if self._baselines is None:
+            raise RuntimeError("check_baseline needs the test that asked for the fixture nanstab")
+        precision, seed = next((known[1:] for known in self._trained if known[0] is run), (None, None))
+        device = self._device.partition(":")[0]
+        found, _ = self._baselines.check(run, device=device, precision=precision, name=name, seed=seed)
+        if found is not None:
+            known = {"precision": precision, "device": device, "seed": seed, "again": self._again}
+            context = {key: value for key, value in known.items() if value not in (None, "")}
+            raise error_from(
+                [replace(found, source=found.source or user_line(), evidence={**context, **found.evidence})]
+            )
+
+
+def _check_name(name: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, got {name!r}")
+    if name is not None and (not name.strip() or not name.isprintable()):
+        raise ValueError(f"name must be printable and not empty, got {name!r}")
 
 
 def _whole_seed(seed: object) -> None:

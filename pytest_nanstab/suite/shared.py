@@ -106,6 +106,13 @@ def training_of(request: ItemRequest, seed: int) -> Training:
     return group[seed].get()
 
 
+def trained_apart(request: ItemRequest, seed: int) -> Training:
+    """A training of its own, which no other item reads."""
+    __tracebackhide__ = True
+    with seeded(seed):
+        return _driven(request, request.make_setup(), seed)
+
+
 def release(request: ItemRequest) -> None:
     """Forget a training once the last item that reads it has run."""
     store = request.item.config.stash.get(_STORE, None)

@@ -16,6 +16,7 @@ Check = Literal[
     "adversarial_batches",
     "headroom",
 ]
+Role = Literal[Check, "baseline"]  # what an item does; the baseline is asked for by an argument of its own
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHECKS: tuple[Check, ...] = get_args(Check)
 ONCE: tuple[Check, ...] = ("init_scale", "finite_data")  # what they read does not depend on the precision
@@ -34,7 +35,7 @@ class Choice:
 class Case:
     """What one item does; `precision` is None for the checks that run once."""
 
-    check: Check
+    check: Role
     precision: Precision | None = None
 
     @property
@@ -53,17 +54,21 @@ class SuiteSpec:
     init_scale: str | Mapping[str, str]
     seed: int
     seeds: int
+    baseline: bool = False
     limits: Mapping[str, float | None] = field(default_factory=dict)
 
     def cases(self) -> list[tuple[Case, tuple[Any, ...]]]:
         """Every case with its marks: what runs once, then precision by precision, while its training is still held."""
-        once = [(Case(_check(choice)), choice.marks) for choice in self.checks if choice.value in ONCE]
-        each = [choice for choice in self.checks if choice.value not in ONCE]
-        return once + [
-            (Case(_check(check), _precision(precision)), check.marks + precision.marks)
-            for precision in self.precision
-            for check in each
+        cases: list[tuple[Case, tuple[Any, ...]]] = [
+            (Case(_check(choice)), choice.marks) for choice in self.checks if choice.value in ONCE
         ]
+        each = [choice for choice in self.checks if choice.value not in ONCE]
+        for precision in self.precision:
+            trained = _precision(precision)
+            cases += [(Case(_check(check), trained), check.marks + precision.marks) for check in each]
+            if self.baseline:
+                cases.append((Case("baseline", trained), precision.marks))
+        return cases
 
 
 def _check(choice: Choice) -> Check:

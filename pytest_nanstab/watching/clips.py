@@ -3,59 +3,86 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching.norms import global_norm
 
 # clip_grad_norm_ scales by max_norm / (total_norm + 1e-6), at most 1 (torch.nn.utils.clip_grad).
 _CLIP_EPS = 1e-6
+# Calls that no optimizer asks for are kept up to this number.
+_KEPT_CALLS = 31
 
 
-@dataclass
+@dataclass(eq=False)
 class Clip:
     """One call of a clipping function.
 
-    `raw` is the L2 norm of the clipped parameters' gradients before the call and `bound` the largest norm it left;
-    both are None where they are not known (value clips, other norms). `survives` turns True when a later backward
-    adds to the clipped gradients, as in an accumulation loop. `scale` is the loss scale that was still on the
-    gradients, and `unscaled_later` tells that GradScaler took it off after the clip.
+    `raw` is the L2 norm of the clipped parameters' gradients before the call and `kept` the factor by which it scaled
+    them; both are None where they are not known (`raw` of other norms, `kept` of clips by value). `gradients` counts
+    the parameters that had one. `survives` turns True when a later backward adds to the clipped gradients, as in an
+    accumulation loop. `scale` is the loss scale that was on the gradients, and `unscaled_later` tells that it was taken
+    off only after the clip.
     """
 
+    function: str
     parameters: Sequence[Tensor]
-    gradients: int
-    backwards: int
-    by_norm: bool
-    max_norm: float
+    bound: float
     raw: float | None
+    kept: float | None
+    backwards: int
     scale: float | None
     spot: tuple[str, int] | None
+    gradients: int = field(init=False)
     survives: bool = False
     unscaled_later: bool = False
+    taken_by: set[int] = field(default_factory=set)
 
-    @property
-    def kept(self) -> float:
-        """The factor by which the call scaled the gradients."""
-        if self.raw is None or not math.isfinite(self.raw):
-            return 1.0
-        return min(1.0, self.max_norm / (self.raw + _CLIP_EPS))
+    def __post_init__(self) -> None:
+        self.gradients = sum(p.grad is not None for p in self.parameters)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the gradients as they are now for what the call left."""
+        self._state = gradient_state(self.parameters)
+
+    def untouched(self) -> bool:
+        """Whether the gradients are still what the call, and clips after it, left."""
+        return self._state == gradient_state(self.parameters)
 
 
-def as_list(parameters: Any) -> tuple[Any, list[Tensor]]:
+def factor(total: float, bound: float) -> float:
+    """What `clip_grad_norm_` multiplies the gradients by."""
+    return 1.0 if math.isnan(total) else min(1.0, bound / (total + _CLIP_EPS))
+
+
+def gradient_state(parameters: Sequence[Tensor]) -> tuple[int, int]:
+    """Something that changes when a gradient of these parameters is replaced or written to."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients or gradients[0].is_inference():
+        return 0, 0
+    return id(gradients[0]), sum(gradient._version for gradient in gradients)
+
+
+def as_list(parameters: Any) -> tuple[Any, list[Tensor] | None]:
     """What to hand on to torch, and the parameters as a list, without using up a generator.
 
-    torch warns about an empty generator; so an exhausted one is handed on as it is.
+    The list is None when there is nothing to clip and nothing wrong with that; it is empty for a generator that was
+    used up before. torch warns about an empty generator; so that is handed on as it is.
     """
     if isinstance(parameters, Tensor):
         return parameters, [parameters]
     if isinstance(parameters, (list, tuple)):
-        return parameters, list(parameters)
+        return parameters, list(parameters) or None
+    used_up = isinstance(parameters, GeneratorType) and parameters.gi_frame is None
     listed = list(parameters)
-    return (listed or parameters), listed
+    return (listed or parameters), listed if listed or used_up else None
 
 
 class Clips:
@@ -63,81 +90,104 @@ class Clips:
 
     def __init__(self) -> None:
         self.calls: list[Clip] = []
-        self._last_step: dict[int, int] = {}  # id(optimizer) -> backward calls when it last stepped
+        self._followed: list[Clip] = []
 
-    def add(
-        self,
-        parameters: list[Tensor],
-        raw: float | None,
-        max_norm: float,
-        by_norm: bool,
-        state: tuple[int, float | None],
-    ) -> None:
-        """Record a call; `state` is (backward calls so far, the loss scale still on the gradients)."""
-        backwards, scale = state
-        present = sum(p.grad is not None for p in parameters)
-        self.calls.append(Clip(parameters, present, backwards, by_norm, max_norm, raw, scale, user_spot(2)))
+    @torch_private.past_modes
+    def coming(self) -> None:
+        """Another call is about to write to the gradients; what earlier ones left is still known after it."""
+        self._followed = [clip for clip in self.calls if clip.untouched()]
+
+    def add(self, clip: Clip) -> None:
+        """Record a call that has run."""
+        for earlier in self._followed:
+            earlier.refresh()
+        self._followed = []
+        self.calls = [*self.calls[-_KEPT_CALLS:], clip]
 
     def unscaled(self, parameters: set[int]) -> None:
-        """GradScaler has unscaled the gradients of these parameters (by id)."""
+        """The loss scale is taken off the gradients of these parameters (by id)."""
         for clip in self.calls:
             if clip.scale is not None and any(id(p) in parameters for p in clip.parameters):
                 clip.unscaled_later = True
 
-    def before_backward(self) -> None:
-        """Note which clipped gradients are still there for the coming backward to add to."""
+    @torch_private.past_modes
+    def before_backward(self, backwards: int) -> None:
+        """Note which clipped gradients are still there for the coming backward, the next after so many, to add to."""
         for clip in self.calls:
-            if not clip.survives and clip.gradients:
+            if clip.backwards == backwards and clip.gradients:
                 clip.survives = any(_holds_something(p.grad) for p in clip.parameters)
 
-    def take(self, parameters: Sequence[Tensor]) -> list[Clip]:
-        """The calls that concern an optimizer about to step; they are forgotten once each of them was asked for."""
-        mine = {id(p) for p in parameters}
-        concerned = [clip for clip in self.calls if any(id(p) in mine for p in clip.parameters) or not clip.parameters]
+    def take(self, optimizer: Any, parameters: Sequence[Tensor]) -> list[Clip]:
+        """The calls that concern an optimizer about to step.
+
+        A call stays for other optimizers that share it until one that has taken it comes again.
+        """
+        mine, key = {id(p) for p in parameters}, id(optimizer)
+        calls = [clip for clip in self.calls if key not in clip.taken_by]
+        concerned = [clip for clip in calls if any(id(p) in mine for p in clip.parameters) or not clip.parameters]
+        for clip in concerned:
+            clip.taken_by.add(key)
         self.calls = [
-            clip for clip in self.calls if clip not in concerned or any(id(p) not in mine for p in clip.parameters)
+            clip for clip in calls if key not in clip.taken_by or any(id(p) not in mine for p in clip.parameters)
         ]
         return concerned
 
-    def stepped(self, optimizer: Any, backwards: int) -> None:
-        """An optimizer steps after so many backward calls."""
-        self._last_step[id(optimizer)] = backwards
+    def saw_nonfinite(self, parameters: set[int]) -> bool:
+        """Whether a clip of any of these (by id) returned a norm that is not finite, for its caller to see."""
+        seen = [clip for clip in self.calls if any(id(p) in parameters for p in clip.parameters)]
+        return any(clip.raw is not None and not math.isfinite(clip.raw) for clip in seen)
 
-    def without_effect(self, clip: Clip, optimizer: Any, backwards: int) -> bool:
-        """Whether this step proves that the clip touched none of the gradients the optimizer receives.
+    def forget(self, parameters: Sequence[Tensor]) -> None:
+        """A step over these parameters was left out."""
+        mine = {id(p) for p in parameters}
+        self.calls = [clip for clip in self.calls if not any(id(p) in mine for p in clip.parameters)]
 
-        It ran before the backward that made them, and either saw no gradient at all or only stale ones that were
-        cleared before that backward. In an accumulation loop the clipped gradients survive, and the clip has an effect.
-        """
-        if clip.backwards >= backwards:
-            return not clip.gradients and not clip.parameters
-        before = self._last_step.get(id(optimizer), 0)
-        return not clip.survives and (clip.gradients == 0 or clip.backwards <= before)
+
+def without_effect(clip: Clip, backwards: int, before: int, parameters: Sequence[Tensor]) -> bool:
+    """Whether a step proves that the clip touched none of the gradients the optimizer receives.
+
+    It ran before the backward that made them, and either saw no gradient at all or only stale ones that were cleared
+    before that backward. In an accumulation loop the clipped gradients survive, and the clip has an effect. `backwards`
+    counts backward calls up to now, `before` those up to the optimizer's last step.
+    """
+    if not clip.parameters:
+        return clip.backwards == backwards
+    mine = {id(p) for p in parameters}
+    if clip.backwards >= backwards or not any(p.grad is not None for p in clip.parameters if id(p) in mine):
+        return False
+    return not clip.survives and (clip.gradients == 0 or clip.backwards <= before)
 
 
 def _holds_something(gradient: Tensor | None) -> bool:
-    if gradient is None:
-        return False
-    with torch.no_grad():
-        return bool(torch.count_nonzero(gradient if not gradient.is_sparse else gradient.coalesce().values()))
+    values = None if gradient is None else measure.plain(gradient)
+    return values is not None and bool(torch.count_nonzero(values))
 
 
-def norms_at_step(clips: Iterable[Clip], parameters: Sequence[Tensor], received: float) -> float | None:
-    """The raw L2 norm of an optimizer's gradients, from the norm it received and the clips before it.
+def raw_norm(clips: Sequence[Clip], parameters: Sequence[Tensor], received: float) -> float | None:
+    """The L2 norm of an optimizer's gradients before `clips`, from the norm it received.
 
-    Undoes each clip by norm on the share of the gradients it covered. None where a clip cannot be undone (by value,
-    or by another norm).
+    None where the clips cannot be undone: by value over more parameters than the optimizer's, or overlapping.
     """
     mine = {id(p) for p in parameters}
+    theirs = [{id(p) for p in clip.parameters} for clip in clips]
+    if clips and theirs[0] == mine and clips[0].raw is not None:
+        return clips[0].raw
+    if all(mine <= ids for ids in theirs):
+        kept = [clip.kept for clip in clips]
+        product = math.prod(k for k in kept if k is not None)
+        return None if None in kept or product == 0 else received / product
+    if all(ids <= mine for ids in theirs) and len(set().union(*theirs)) == sum(map(len, theirs)):
+        return _undo_parts(clips, received)
+    return None
+
+
+def _undo_parts(clips: Sequence[Clip], received: float) -> float | None:
+    """The same for clips over separate parts of the optimizer's parameters."""
     squared = received**2
     for clip in clips:
-        if clip.raw is None:
+        now = global_norm([p.grad for p in clip.parameters if p.grad is not None])
+        raw = clip.raw if clip.raw is not None or not clip.kept or now is None else now / clip.kept
+        if raw is None or now is None:
             return None
-        theirs = {id(p) for p in clip.parameters}
-        if mine <= theirs:
-            squared = squared / clip.kept**2 if clip.kept > 0 else math.inf
-        elif theirs <= mine:
-            squared += clip.raw**2 - (clip.raw * clip.kept) ** 2
-        else:
-            return None
+        squared += raw**2 - now**2
     return math.sqrt(squared) if squared >= 0 else None

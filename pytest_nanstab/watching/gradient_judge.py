@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_nanstab.attribution.source import user_spot
-from pytest_nanstab.watching import measure, scaling, verdicts
-from pytest_nanstab.watching.clips import Clip, Clips, norms_at_step
+from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
+from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
 from pytest_nanstab.watching.norms import GradientNorm, global_norm
 
 if TYPE_CHECKING:
@@ -28,33 +28,41 @@ class GradientJudge:
     def judge(self, optimizer: Optimizer, norm: GradientNorm, scale: float) -> None:
         """Judge the step that is about to run; `scale` is a loss scale that the optimizer's own kernel takes off."""
         __tracebackhide__ = True
-        region = self._region
-        clips = self.clips.take(norm.parameters) if self.clips.calls else []
+        if scale != 1.0:
+            self.clips.unscaled({id(p) for p in norm.parameters})
+        clips = self.clips.take(optimizer, norm.parameters) if self.clips.calls else []
         raw, received = self._norms(norm, clips, scale)
+        before, norm.backwards = norm.backwards, self._region.backwards
         self._record(raw, received)
+        if received is None:
+            return
         if not (math.isfinite(received) and (raw is None or math.isfinite(raw))):
             self._report_nonfinite(optimizer, norm.parameters, clips)
-        for clip in clips:
-            self._judge_clip(clip, optimizer, received)
-        self.clips.stepped(optimizer, region.backwards)
-        if region.options.limits:
+        self._judge_clips(clips, norm, before, received)
+        if self._region.options.limits:
             self._judge_limits(raw if raw is not None else received)
 
-    def _norms(self, norm: GradientNorm, clips: list[Clip], scale: float) -> tuple[float | None, float]:
+    def _effective(self, clip: Clip) -> bool:
+        """Whether the clip has shaped what the optimizer receives, and nothing else has since."""
+        if not clip.gradients or clip.unscaled_later:
+            return False
+        return (clip.survives or clip.backwards == self._region.backwards) and clip.untouched()
+
+    def _norms(self, norm: GradientNorm, clips: list[Clip], scale: float) -> tuple[float | None, float | None]:
         """(raw, received) global L2 norms, unscaled; one clip over exactly these parameters needs no pass of ours."""
-        effective = [clip for clip in clips if clip.backwards == self._region.backwards and clip.scale is None]
-        if len(effective) == 1 and effective[0].by_norm and _same(effective[0].parameters, norm.parameters):
+        effective = [clip for clip in clips if self._effective(clip)]
+        if len(effective) == 1 and effective[0].kept is not None and _same(effective[0].parameters, norm.parameters):
             raw = effective[0].raw
             if raw is not None:
                 return raw, raw * effective[0].kept
-        received = norm.measure() / scale
-        if not effective:
-            return received, received
-        if len(effective) == 1 and not effective[0].by_norm and _same(effective[0].parameters, norm.parameters):
-            return effective[0].raw, received
-        return norms_at_step(effective, norm.parameters, received), received
+        received = norm.measure()
+        if received is None:
+            return None, None
+        received /= scale
+        # Clips followed by another change, as in an accumulation loop, cannot be undone: that norm is the raw one.
+        return (raw_norm(effective, norm.parameters, received) if effective else received), received
 
-    def _record(self, raw: float | None, received: float) -> None:
+    def _record(self, raw: float | None, received: float | None) -> None:
         run = self._region.run
         behind = [None] * (run.steps - 1 - len(run.grad_norm))
         run.grad_norm += [*behind, raw]
@@ -74,16 +82,18 @@ class GradientJudge:
         if clip is not None and clip.raw is not None:
             region.report(verdicts.norm_overflow(region.run.steps, clip.raw, clip.spot or spot))
 
-    def _judge_clip(self, clip: Clip, optimizer: Optimizer, received: float) -> None:
+    def _judge_clips(self, clips: list[Clip], norm: GradientNorm, before: int, received: float) -> None:
         __tracebackhide__ = True
-        region, step = self._region, self._region.run.steps
-        function = "clip_grad_norm_" if clip.by_norm else "clip_grad_value_"
-        if not clip.parameters:
-            region.report(verdicts.empty_clip(step, function, clip.spot, clip.max_norm, received))
-        elif self.clips.without_effect(clip, optimizer, region.backwards):
-            region.report(verdicts.ineffective_clip(step, function, clip.spot, clip.gradients, clip.max_norm, received))
-        elif clip.scale is not None and clip.unscaled_later:
-            region.report(verdicts.scaled_clip(step, function, clip.spot, clip.scale, clip.max_norm))
+        step = self._region.run.steps
+        idle = [clip for clip in clips if without_effect(clip, self._region.backwards, before, norm.parameters)]
+        scaled = [clip for clip in clips if clip.scale is not None and clip.unscaled_later]
+        others = [clip for clip in clips if clip not in idle and clip not in scaled]
+        done = {id(p) for clip in others for p in clip.parameters}
+        for clip in idle:
+            if not any(id(p) in done for p in clip.parameters):
+                self._region.report(verdicts.ineffective_clip(step, clip, received))
+        for clip in scaled:
+            self._region.report(verdicts.scaled_clip(step, clip))
 
     def _judge_limits(self, norm: float) -> None:
         __tracebackhide__ = True
@@ -92,22 +102,39 @@ class GradientJudge:
             bound = region.options.limits.get(name)
             if bound is not None and verdicts.broken(bound, norm, below=below):
                 what, step = "gradient norm", region.run.steps
-                region.report(verdicts.limit(name, bound, norm, step, what, "backward", user_spot(2)))
+                region.report(verdicts.limit(name, bound, norm, step=step, what=what, phase="backward"))
 
     # -- told by the hot path ----------------------------------------------------------------------------------------
 
-    def clipped(self, parameters: list[Tensor], result: Any, bound: float, norm_type: float | None) -> None:
-        """A clip has run; `norm_type` None is a clip by value, whose `result` is the norm before it."""
-        if norm_type is None:
-            raw = result
-        else:
-            raw = float(result) if norm_type == 2 and isinstance(result, Tensor) and result.numel() == 1 else None
-        scale = self.scaling.scale if self.scaling.gradients_scaled(parameters) else None
-        self.clips.add(parameters, raw, bound, norm_type is not None, (self._region.backwards, scale))
+    @torch_private.past_modes
+    def norm_clipped(self, parameters: list[Tensor], total: Any, bound: Any, order: Any) -> None:
+        """`clip_grad_norm_` has returned `total`."""
+        # The norm of distributed gradients would take a collective to read.
+        value = measure.plain(total) if type(total) is Tensor else None
+        number = None if value is None else float(value)
+        kept = None if number is None else factor(number, float(bound))
+        self._add("clip_grad_norm_", parameters, float(bound), number if float(order) == 2 else None, kept)
 
-    def norm_before_clip(self, parameters: list[Tensor]) -> float:
+    @torch_private.past_modes
+    def norm_before_clip(self, parameters: list[Tensor]) -> float | None:
         """The global L2 norm that a clip by value is about to change."""
         return global_norm([p.grad for p in parameters if p.grad is not None])
+
+    @torch_private.past_modes
+    def value_clipped(self, parameters: list[Tensor], raw: float | None, bound: Any) -> None:
+        """`clip_grad_value_` has run; `raw` is the L2 norm before it."""
+        self._add("clip_grad_value_", parameters, float(bound), raw, None)
+
+    def _add(
+        self, function: str, parameters: list[Tensor], bound: float, raw: float | None, kept: float | None
+    ) -> None:
+        scale = self.scaling.scale if self.scaling.gradients_scaled(parameters) else None
+        self.clips.add(Clip(function, parameters, bound, raw, kept, self._region.backwards, scale, user_spot(2)))
+
+    @torch_private.past_modes
+    def scaled(self, scaler: Any, given: Any, result: Any) -> None:
+        """`scaler.scale(given)` has returned `result`."""
+        self.scaling.scaled(scaler, given, result)
 
     def unscaled(self, parameters: list[Tensor]) -> None:
         """GradScaler has unscaled these gradients."""
@@ -115,13 +142,14 @@ class GradientJudge:
         self.scaling.unscaled |= ids
         self.clips.unscaled(ids)
 
-    def skipped(self) -> None:
+    def skipped(self, parameters: list[Tensor]) -> None:
         """A step was left out because its gradients overflowed: normal now and then, not `STUCK_ATTEMPTS` in a row."""
         __tracebackhide__ = True
-        self.clips.calls.clear()
+        self.clips.forget(parameters)
         if self.scaling.attempted(skipped=True):
             self._report_stuck(self.scaling.scale)
 
+    @torch_private.past_modes
     def scaler_updated(self, scaler: Any) -> None:
         """`scaler.update()` has run."""
         __tracebackhide__ = True

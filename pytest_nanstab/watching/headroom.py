@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
-from pytest_nanstab.watching import measure
+from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.names import Names
 
 _LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
@@ -25,7 +26,7 @@ def bits(largest: float, dtype: torch.dtype) -> float | None:
     top = _LARGEST.get(dtype)
     if top is None or not 0 < largest < top:
         return None
-    return math.log2(top / largest)
+    return math.log2(top) - math.log2(largest)  # the quotient of float64 numbers may overflow
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Least:
 
 
 class Headroom:
-    """Running least headroom of activations (leaf module outputs), gradients and parameters."""
+    """Running least headroom of activations (leaf module outputs), gradients and parameters, by name and dtype."""
 
     def __init__(self, names: Names) -> None:
         self._names = names
         self._handle: RemovableHandle | None = None
-        self._largest: dict[tuple[str, Any, torch.dtype], float] = {}
-        self._paths: dict[int, str] = {}
+        self._largest: dict[tuple[str, str, torch.dtype], float] = {}
+        self._paths: dict[int, tuple[weakref.ref[Any], str]] = {}
 
     def install(self) -> None:
         """Begin to look at the outputs of leaf modules."""
@@ -59,53 +60,53 @@ class Headroom:
             self._handle = None
 
     def _leaf(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or module._modules:
+        if torch.compiler.is_compiling() or module._modules or torch_private.tracing_state() is not None:
             return
+        self._activations(module, output)
+
+    @torch_private.past_modes
+    def _activations(self, module: nn.Module, output: Any) -> None:
         for _, tensor in measure.tensors_in(output):
-            self._see("activation", id(module), tensor)
+            self._see("activation", module, tensor)
 
     def step(self, parameters: list[Tensor]) -> None:
         """Measure an optimizer's gradients and parameters."""
         for parameter in parameters:
-            self._see("parameter", id(parameter), parameter)
+            self._see("parameter", parameter, parameter)
             if parameter.grad is not None:
-                self._see("gradient", id(parameter), parameter.grad)
+                self._see("gradient", parameter, parameter.grad)
 
-    def _see(self, quantity: str, key: int, tensor: Tensor) -> None:
+    def _see(self, quantity: str, owner: Any, tensor: Tensor) -> None:
         dtype = tensor.dtype
         top = _LARGEST.get(dtype)
         seen = measure.extent(tensor) if top is not None else None
         if seen is None or not seen.finite or top is None or not seen.largest < top:
             return
-        slot = (quantity, key, dtype)
+        slot = (quantity, self._path(owner), dtype)
         if seen.largest > self._largest.get(slot, 0.0):
             self._largest[slot] = seen.largest
+
+    def _path(self, owner: Any) -> str:
+        reference, path = self._paths.get(id(owner), (None, ""))
+        if reference is None or reference() is not owner:
+            path = self._names.path(owner)
+            self._paths[id(owner)] = (weakref.ref(owner), path)
+        return path
 
     def least(self) -> Least | None:
         """The tensor nearest to overflow so far."""
         best: Least | None = None
-        for (quantity, key, dtype), largest in self._largest.items():
+        for (quantity, name, dtype), largest in self._largest.items():
             distance = bits(largest, dtype)
             if distance is not None and (best is None or distance < best.bits):
-                best = Least(distance, quantity, self._name(key), largest, dtype)
+                best = Least(distance, quantity, name, largest, dtype)
         return best
 
     def table(self) -> dict[str, dict[str, float]]:
         """Bits by quantity and then by "name dtype"."""
         result: dict[str, dict[str, float]] = {}
-        for (quantity, key, dtype), largest in self._largest.items():
+        for (quantity, name, dtype), largest in self._largest.items():
             distance = bits(largest, dtype)
             if distance is not None:
-                label = f"{self._name(key)} {str(dtype).removeprefix('torch.')}"
-                rows = result.setdefault(quantity, {})
-                rows[label] = min(distance, rows.get(label, math.inf))
+                result.setdefault(quantity, {})[f"{name} {str(dtype).removeprefix('torch.')}"] = distance
         return result
-
-    def _name(self, key: int) -> str:
-        if key not in self._paths:
-            for root in self._names.roots():
-                for name, module in root.named_modules():
-                    self._paths.setdefault(id(module), name or type(module).__name__)
-                for name, parameter in root.named_parameters():
-                    self._paths.setdefault(id(parameter), name)
-        return self._paths.get(key, "?")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_nanstab.watching import torch_private
+from pytest_nanstab.watching import state, torch_private
 from pytest_nanstab.watching.pending import objective
 
 if TYPE_CHECKING:
@@ -27,26 +28,29 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
         # A backward inside a backward (reentrant checkpointing) is part of the outer one.
         if inside or not region.active:
             return original(tensors, grad_tensors, *args, **kwargs)
-        plain = type(tensors) is Tensor and grad_tensors is None and tensors.is_cpu
-        if plain and tensors.numel() == 1 and not dispatch_modes() and not function_modes():
-            value = tensors.item()
+        plain = type(tensors) is Tensor and grad_tensors is None and not dispatch_modes() and not function_modes()
+        if plain and tensors.is_cpu and tensors.numel() == 1:
+            try:
+                value = tensors.item()
+            except RuntimeError:  # a wrapper of functorch's: torch refuses this backward itself
+                value = None
         else:
-            value = objective(tensors, kwargs.get("grad_tensors", grad_tensors))
+            value = objective(tensors, grad_tensors)
         if type(value) is float:
             if region.gradients.scaling.scale is not None:
                 value = region.gradients.scaling.loss(tensors, value)
             region.loss = value
-            if bound is not None or region.pending is not None or not isfinite(value):
+            if bound is not None or region.alert or not isfinite(value):
                 region.before_backward(tensors, value)
         if region.gradients.clips.calls:
-            region.gradients.clips.before_backward()
+            region.gradients.clips.before_backward(region.backwards)
         inside = True
         try:
             return original(tensors, grad_tensors, *args, **kwargs)
         finally:
             inside = False
             region.backwards += 1
-            if region.pending is not None:
+            if region.alert:
                 region.after_backward()
 
     return backward
@@ -62,33 +66,71 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
     low, high = region.norm_bounds()
     squared_low, squared_high = low**2, high**2
 
-    def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
-        if not region.active:
-            return None
-        if len(args) > 1 or kwargs:
-            wrapped = region.with_closure(optimizer, args, kwargs)
-            if wrapped is not None:
-                return wrapped
+    def count(optimizer: Any, norm: Any) -> None:
+        __tracebackhide__ = True
         add_loss(region.loss)
         run.steps = step = run.steps + 1
-        norm = norms.get(id(optimizer))
         if region.pending is not None or norm is None:
             region.inspect(optimizer)
-        elif quick_enough and not clips.calls and scaler.scale is None:
+        elif quick_enough and not clips.calls and scaler.scale is None and len(optimizer.param_groups) == norm.groups:
             # The common step of an explicit test: nothing but a healthy norm within the limits.
             squared = norm.quick()
             if squared is not None and squared_low <= squared <= squared_high:
                 size = squared**0.5
                 add_norm(size)
                 add_clipped(size)
-                region.judged(optimizer)
+                norm.backwards = region.backwards
+                region.state.judged = step
             else:
                 region.inspect(optimizer)
         elif step >= region.due:
             region.inspect(optimizer)
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        if not region.active:
+            return None
+        norm = norms.get(id(optimizer))
+        if norm is None and region.state.inner(optimizer):
+            return None
+        if len(args) > 1 or kwargs:
+            judge = functools.partial(count, optimizer, norm)
+            wrapped = with_closure(region, judge, args, kwargs)
+            if wrapped is not None:
+                return wrapped
+        if scaler.scale is None or not region.fused_skip(optimizer):
+            count(optimizer, norm)
         return None
 
     return before_step
+
+
+def with_closure(
+    region: Region, judge: Callable[[], None], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any] | None:
+    """New step arguments whose closure is judged after its first evaluation, before parameters change."""
+    given = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
+    if not callable(given):
+        return None
+    evaluations = 0
+
+    def closure(*a: Any, **k: Any) -> Any:
+        nonlocal evaluations
+        __tracebackhide__ = True
+        result = given(*a, **k)
+        evaluations += 1
+        if not region.active:
+            return result
+        if evaluations == 1:
+            judge()
+        else:
+            # A line search may step through a bad trial point: what it leaves behind is judged, not the trial.
+            region.drop_pending()
+        return result
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": closure}
+    return (args[0], closure, *args[2:]), kwargs
 
 
 def clip_norm_of(region: Region) -> Callable[[Any], Any]:
@@ -100,9 +142,12 @@ def clip_norm_of(region: Region) -> Callable[[Any], Any]:
             if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, max_norm, norm_type, *args, **kwargs)
             parameters, listed = as_list(parameters)
+            if region.gradients.clips.calls:
+                region.gradients.clips.coming()
             result = original(parameters, max_norm, norm_type, *args, **kwargs)
-            region.after_backward()
-            region.gradients.clipped(listed, result, float(max_norm), float(norm_type))
+            if listed is not None:
+                region.clipped()
+                region.gradients.norm_clipped(listed, result, max_norm, norm_type)
             return result
 
         return clip_grad_norm_
@@ -119,10 +164,13 @@ def clip_value_of(region: Region) -> Callable[[Any], Any]:
             if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, clip_value, *args, **kwargs)
             parameters, listed = as_list(parameters)
-            raw = region.gradients.norm_before_clip(listed)
+            if region.gradients.clips.calls:
+                region.gradients.clips.coming()
+            raw = region.gradients.norm_before_clip(listed or [])
             result = original(parameters, clip_value, *args, **kwargs)
-            region.after_backward()
-            region.gradients.clipped(listed, raw, float(clip_value), None)
+            if listed is not None:
+                region.clipped()
+                region.gradients.value_clipped(listed, raw, clip_value)
             return result
 
         return clip_grad_value_
@@ -153,7 +201,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
         def method(self: Any, outputs: Any) -> Any:
             result = original(self, outputs)
             if region.active:
-                region.gradients.scaling.scaled(self, outputs, result)
+                region.gradients.scaled(self, outputs, result)
             return result
 
         return method
@@ -162,7 +210,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
         def method(self: Any, optimizer: Any) -> None:
             original(self, optimizer)
             if region.active:
-                region.gradients.unscaled(region.state.parameters_of(optimizer))
+                region.gradients.unscaled(state.parameters_of(optimizer))
 
         return method
 
@@ -172,7 +220,7 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
                 return original(self, optimizer, *args, **kwargs)
             before = region.run.steps
             result = original(self, optimizer, *args, **kwargs)
-            region.after_scaler_step(stepped=region.run.steps > before)
+            region.after_scaler_step(optimizer, stepped=region.run.steps > before)
             return result
 
         return method

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pytest_nanstab.watching import torch_private
 
 _MAX_DEPTH = 16
+_MAX_OBJECTS = 1000
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,59 @@ def tensors_in(obj: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, 
         yield from tensors_in({name: getattr(obj, name, None) for name in obj.__dataclass_fields__}, path, depth + 1)
 
 
+def all_tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The same, and those kept as attributes of any other object: batches come in classes of their own."""
+    yield from _attributes(obj, path, set())
+
+
+def _attributes(obj: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(obj, Tensor):
+        yield path, obj
+        return
+    if id(obj) in seen or len(seen) > _MAX_OBJECTS or isinstance(obj, (type, ModuleType, torch.nn.Module)):
+        return
+    seen.add(id(obj))
+    if isinstance(obj, (list, tuple)):
+        parts = [(f"{path}[{index}]", value) for index, value in enumerate(obj)]
+    else:
+        inner = obj if isinstance(obj, Mapping) else getattr(obj, "__dict__", {})
+        parts = [(f"{path}.{key}" if path else str(key), value) for key, value in dict(inner).items()]
+    for name, value in parts:
+        yield from _attributes(value, name, seen)
+
+
 def plain(tensor: Tensor) -> Tensor | None:
     """A dense, real view of the tensor's numbers without gradients, or None when it has none to look at.
 
-    None for integers, bools, meta and fake tensors, functorch's wrappers and quantised tensors. Sparse tensors give
-    their values, distributed ones the local shard, complex ones their real and imaginary parts.
+    None for integers, bools, meta tensors, functorch's wrappers, whatever a CUDA graph is capturing, and subclasses
+    that keep their numbers elsewhere (fake and quantised ones). Sparse and nested tensors give their values,
+    distributed ones the local shard, complex ones their real and imaginary parts.
     """
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
-        if torch_private.is_functorch_wrapped(tensor) or _is_fake(tensor):
+    if torch_private.unreadable(tensor):
+        return None
+    kind = type(tensor)
+    if kind not in (Tensor, torch.nn.Parameter):
+        if hasattr(tensor, "to_local"):
+            return plain(tensor.to_local())
+        if tensor.is_nested:
+            return plain(tensor.values())
+        if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
             return None
-        tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.as_subclass(Tensor)
-    tensor = tensor.detach()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+        tensor = tensor.as_subclass(Tensor)
+    tensor = _dense(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    if tensor.device.type == "meta" or not tensor.is_floating_point() or tensor.numel() == 0:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
         return None
     return tensor if tensor.element_size() > 1 else tensor.float()
 
 
-def _is_fake(tensor: Tensor) -> bool:
-    return type(tensor).__module__.startswith("torch._subclasses")
+def _dense(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values()
+    if tensor.is_mkldnn:
+        return tensor.to_dense()
+    return tensor.values() if tensor.is_nested or tensor.layout is not torch.strided else tensor
 
 
 def extent(tensor: Tensor) -> Extent | None:
@@ -94,16 +127,16 @@ def _extent(tensor: Tensor) -> Extent | None:
     if values is None:
         return None
     low, high = torch.aminmax(values)
-    return Extent(low.item(), high.item())
+    if values.is_cpu:
+        return Extent(low.item(), high.item())
+    return Extent(*torch.stack((low, high)).tolist())  # one wait for the device, not two
 
 
 def has_nan(obj: Any) -> str | None:
     """The path of the first tensor of a pytree that holds a NaN, or None; the empty path is the object itself."""
-    if type(obj) is Tensor and obj.is_floating_point() and obj.is_cpu and obj.numel() and not obj.is_sparse:
+    if type(obj) is Tensor and not torch_private.modes_active() and _ordinary(obj):
         # The one common case without detours: a NaN shows in the minimum.
-        if not torch_private.modes_active() and not obj.is_nested and obj.element_size() > 1:
-            low = torch.aminmax(obj.detach())[0].item()
-            return None if low == low else ""
+        return "" if math.isnan(torch.aminmax(obj.detach())[0].item()) else None
     for path, tensor in tensors_in(obj):
         seen = extent(tensor)
         if seen is not None and seen.has_nan:
@@ -111,19 +144,32 @@ def has_nan(obj: Any) -> str | None:
     return None
 
 
-def exact_norm(gradients: Sequence[Tensor]) -> float:
-    """L2 norm in double precision, each tensor scaled by its largest value first."""
-    total = 0.0
+def _ordinary(tensor: Tensor) -> bool:
+    return (
+        tensor.is_cpu
+        and tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and tensor.numel() > 0
+        and tensor.element_size() > 1
+        and not tensor.is_nested
+        and not torch_private.is_functorch_wrapped(tensor)
+    )
+
+
+def exact_norm(gradients: Sequence[Tensor]) -> float | None:
+    """L2 norm in double precision, each tensor scaled by its largest value first; None when nothing can be read."""
+    total, unread = 0.0, 0
     for gradient in gradients:
         values = plain(gradient)
-        if values is None:
+        seen = None if values is None else _extent(values)
+        if values is None or seen is None:
+            unread += gradient.numel() > 0
             continue
-        seen = _extent(values)
-        if seen is None or not seen.finite:
-            return math.nan if seen is None or seen.has_nan else math.inf
+        if not seen.finite:
+            return math.nan if seen.has_nan else math.inf
         if seen.largest > 0:
             total = math.hypot(total, seen.largest * torch.linalg.vector_norm(values.double() / seen.largest).item())
-    return total
+    return None if unread and unread == len(gradients) else total
 
 
 def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:

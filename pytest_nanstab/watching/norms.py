@@ -18,31 +18,40 @@ _FLAT_ELEMENTS = 65_536
 
 
 class GradientNorm:
-    """The global L2 norm of one optimizer's gradients, again and again."""
+    """The global L2 norm of one optimizer's gradients, again and again.
 
-    def __init__(self, parameters: list[Tensor]) -> None:
+    Attributes:
+        parameters: all parameters of the optimizer.
+        groups: how many parameter groups they came in.
+        backwards: the backward calls done when the optimizer was last judged.
+    """
+
+    def __init__(self, parameters: list[Tensor], groups: int = 1) -> None:
         self.parameters = parameters
+        self.groups = groups
+        self.backwards = 0
+        self._with: list[Tensor] = []  # the parameters that have a gradient, at the last look
+        self._without: list[Tensor] = []
         self._buffer: Tensor | None = None
         self._views: list[Tensor] = []
-        if self._small():
+        self._small = all(map(_ordinary, parameters)) and 0 < sum(p.numel() for p in parameters) <= _FLAT_ELEMENTS
+        if self._small:
             self._make_buffer()
 
-    def _small(self) -> bool:
-        ordinary = all(
-            p.is_cpu and p.is_floating_point() and p.layout is torch.strided and type(p) in (Tensor, torch.nn.Parameter)
-            for p in self.parameters
-        )
-        return ordinary and 0 < sum(p.numel() for p in self.parameters) <= _FLAT_ELEMENTS
-
     def _make_buffer(self) -> None:
-        double = any(p.dtype is torch.float64 for p in self.parameters)
-        sizes = [p.numel() for p in self.parameters]
-        self._buffer = torch.zeros(sum(sizes), dtype=torch.float64 if double else torch.float32)
+        self._with = [p for p in self.parameters if p.grad is not None]
+        self._without = [p for p in self.parameters if p.grad is None]
+        double = any(p.dtype is torch.float64 for p in self._with)
+        sizes = [p.numel() for p in self._with]
+        self._buffer = torch.zeros(sum(sizes), dtype=torch.float64 if double else torch.float32, device="cpu")
         pieces = torch.split(self._buffer, sizes)
-        self._views = [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
+        self._views = [piece.view(p.shape) for piece, p in zip(pieces, self._with, strict=True)]
 
-    def measure(self) -> float:
-        """The norm now; NaN or Inf only when an element is. Parameters without a gradient count as zero."""
+    def measure(self) -> float | None:
+        """The norm now; NaN or Inf only when an element is. Parameters without a gradient count as zero.
+
+        None when there are gradients and none of them can be read (meta tensors).
+        """
         squared = self.quick()
         if squared is not None and math.isfinite(squared):
             return math.sqrt(squared)
@@ -53,10 +62,15 @@ class GradientNorm:
         buffer = self._buffer
         if buffer is None or torch_private.modes_active():
             return None
+        if self._without and any(p.grad is not None for p in self._without):
+            self._make_buffer()
+            return None
         try:
-            torch_private.foreach_copy(self._views, [p.grad for p in self.parameters])
+            torch_private.foreach_copy(self._views, [p.grad for p in self._with])
         except (TypeError, RuntimeError):
-            # A parameter without a gradient, or a sparse one: no flat copy of these.
+            # A parameter lost its gradient, or has a sparse one: no flat copy of these.
+            if self._small and any(p.grad is None for p in self._with):
+                self._make_buffer()
             return None
         if buffer.requires_grad:
             # Gradients of a create_graph backward would tie the buffer to their graph.
@@ -65,24 +79,47 @@ class GradientNorm:
         return buffer.dot(buffer).item()
 
 
+def _ordinary(parameter: Tensor) -> bool:
+    return (
+        type(parameter) in (Tensor, torch.nn.Parameter)
+        and parameter.is_cpu
+        and parameter.is_floating_point()
+        and parameter.layout is torch.strided
+    )
+
+
 def _squared(gradients: Sequence[Tensor]) -> float:
     """Sum of squares; NaN when a gradient is of a kind that only the exact measurement handles."""
     total, others = 0.0, []
     for gradient in gradients:
         if type(gradient) is not Tensor or gradient.layout is not torch.strided or gradient.requires_grad:
             return math.nan
+        if torch_private.unreadable(gradient) or not gradient.is_floating_point():
+            return math.nan
         if gradient.dtype in (torch.float32, torch.float64) and gradient.is_contiguous() and gradient.is_cpu:
             flat = gradient.view(-1)
             total += flat.dot(flat).item()
         else:
             others.append(gradient)
-    if others:
-        total += sum(norm.item() ** 2 for norm in torch_private.foreach_norm(others))
-    return total
+    return total + sum(map(_squared_others, _by_kind(others)))
 
 
-def global_norm(gradients: Sequence[Tensor]) -> float:
-    """L2 norm over all gradients together, measured once."""
+def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(kinds.values())
+
+
+def _squared_others(tensors: Sequence[Tensor]) -> float:
+    """Sum of squares of tensors of one device and dtype, with one wait for the device."""
+    wide = torch.float64 if tensors[0].dtype is torch.float64 else torch.float32
+    norms = torch_private.foreach_norm(tensors, 2, wide)
+    return float(torch.linalg.vector_norm(torch.stack(list(norms))).item()) ** 2
+
+
+def global_norm(gradients: Sequence[Tensor]) -> float | None:
+    """L2 norm over all gradients together, measured once; None when there are some and none can be read."""
     with torch_private.unseen():
         squared = _squared(gradients)
         return math.sqrt(squared) if math.isfinite(squared) else measure.exact_norm(gradients)

@@ -9,6 +9,7 @@ mode (training or eval, with or without gradients) than the last is always judge
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching.pending import nodes_of
 
 # Judging outputs may take this share of the time watched so far, after a first allowance for short tests.
 _SHARE = 0.005
@@ -39,9 +41,11 @@ _UNSEEN = 2
 class Judge(Protocol):
     """Who is told about a call that turned NaN-free input into NaN, or was fed NaN."""
 
-    def output_is_bad(self, call: Call) -> None: ...
+    def output_is_bad(self, call: Call) -> None:
+        """An outermost call returned a NaN."""
 
-    def first_call(self, module: nn.Module) -> None: ...
+    def first_call(self, module: nn.Module) -> None:
+        """An outermost module is about to be called."""
 
 
 class Call:
@@ -50,10 +54,15 @@ class Call:
     def __init__(self, module: nn.Module, args: Any, kwargs: Any, output: Any, path: str) -> None:
         self.module = module
         self.spot = user_spot(3)
-        self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
         self.output_path = path
         self.output_facts = _facts_at(output, path)
         self.input_path, self.input_facts = bad_input(args, kwargs)
+        self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
+        self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
+
+    def feeds(self, loss: Any) -> bool:
+        """Whether a loss was computed from the output."""
+        return bool(self._nodes) and any(node in self._nodes for node in nodes_of(loss))
 
 
 def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any]]:
@@ -70,9 +79,9 @@ def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any]]:
 
 def _named_inputs(args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for index, value in enumerate(args):
-        yield from measure.tensors_in(value, f"input {index}")
+        yield from measure.all_tensors_in(value, f"input {index}")
     for name, value in (kwargs or {}).items():
-        yield from measure.tensors_in(value, name)
+        yield from measure.all_tensors_in(value, name)
 
 
 def _facts_at(output: Any, path: str) -> dict[str, Any]:
@@ -83,34 +92,45 @@ def _facts_at(output: Any, path: str) -> dict[str, Any]:
 
 
 class _Counter:
-    """How many calls known modules have left until one of them is judged again."""
+    """How many calls one known module has left until it is judged again.
 
-    __slots__ = ("calls", "due", "grad", "training")
+    Attributes:
+        call: what `torch_private.intercept` puts in place of the module's own call; it holds no reference to it.
+        fed: the first input of the last call that was let pass with gradients on, by weak reference.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("call", "calls", "due", "fed", "grad", "looked_at", "module", "training")
+
+    def __init__(self, module: nn.Module, look: Callable[..., None]) -> None:
+        self.module = weakref.ref(module)
         self.calls = self.due = 0
-        self.training: bool | None = None
-        self.grad: bool | None = None
+        self.looked_at = perf_counter_ns()
+        self.fed: weakref.ref[torch.Tensor] | None = None
+        self.remember(module)
+        self.call = self._make_call(type(module)._call_impl, look)
 
     def remember(self, module: nn.Module) -> None:
         """Judge again as soon as the module is called in another mode than now."""
         self.training, self.grad = module.training, torch.is_grad_enabled()
 
-    def calls_of(self, module: nn.Module, look: Callable[..., None]) -> Callable[..., Any]:
-        """What `torch_private.intercept` calls in place of the module's own call; it holds no reference to the module."""
-        reference = weakref.ref(module)
-        original = type(module)._call_impl
+    def _make_call(self, original: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
+        reference, calling = self.module, torch_private.calling_code
         compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
+        frame, weak, plain = sys._getframe, weakref.ref, torch.Tensor
 
         def call(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            module = reference()
-            if compiling() or module is None:
-                return original(module, *args, **kwargs)
+            if compiling():
+                return original(reference(), *args, **kwargs)
+            caller = frame(1)
+            module: Any = caller.f_locals["self"] if caller.f_code is calling else reference()
             output = original(module, *args, **kwargs)
             self.calls += 1
             if self.calls >= self.due or module.training is not self.training or grad_enabled() is not self.grad:
-                look(module, args, kwargs, output)
+                if module is reference():
+                    look(self, module, args, kwargs, output)
+            elif self.grad and args and type(args[0]) is plain:
+                self.fed = weak(args[0])
             return output
 
         return call
@@ -123,10 +143,10 @@ class OutputWatch:
         self._judge = judge
         self._dense = dense
         self._only = only
+        self._installed = False
         self._armed: RemovableHandle | None = None
         self._transient: RemovableHandle | None = None
-        self._counted: list[weakref.ref[nn.Module]] = []
-        self._counter = _Counter()
+        self._counted: list[_Counter] = []
         self._misses = 0
         self._thread = threading.get_ident()
         self._started = self._looked_at = self._paused = perf_counter_ns()
@@ -138,18 +158,24 @@ class OutputWatch:
         idle = perf_counter_ns() - self._paused
         self._started += idle
         self._looked_at += idle
+        self._installed = True
         self._arm()
 
     def remove(self) -> None:
         """Take every hook away, wherever a call was interrupted."""
+        self._installed = False
         self._disarm()
         self._end_call()
-        for reference in self._counted:
-            module = reference()
+        for counter in self._counted:
+            module = counter.module()
             if module is not None:
-                torch_private.release(module)
+                torch_private.release(module, counter.call)
         self._counted.clear()
         self._paused = perf_counter_ns()
+
+    def forget(self) -> None:
+        """Drop the last reference to something of the user's."""
+        self._only = None
 
     def sample(self) -> None:
         """Look at the next outermost call, whichever module it is."""
@@ -161,6 +187,17 @@ class OutputWatch:
         if self._armed is None and self._transient is None and self._misses < _MISSES:
             self._misses += 1
             self._arm()
+
+    @torch_private.past_modes
+    def bad_data(self) -> tuple[str, dict[str, Any]] | None:
+        """(name of the module, facts) of the NaN or +Inf that was fed to a module's last unjudged training call."""
+        for counter in self._counted:
+            fed, module = counter.fed() if counter.fed is not None else None, counter.module()
+            if fed is not None and module is not None:
+                path, facts = bad_input((fed,), {})
+                if path is not None:
+                    return type(module).__name__, facts
+        return None
 
     def _arm(self) -> None:
         if self._armed is None:
@@ -176,14 +213,21 @@ class OutputWatch:
             self._transient.remove()
             self._transient = None
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
-            return
-        if isinstance(module, torch.jit.ScriptModule) or torch_private.tracing_state() is not None:
+    def _ours(self) -> bool:
+        """Whether numbers computed here and now are to be judged."""
+        if not self._installed or threading.get_ident() != self._thread:
+            return False
+        return torch_private.tracing_state() is None and not torch_private.functorch_active()
+
+    def _known(self, module: nn.Module) -> bool:
+        return any(counter.module() is module for counter in self._counted)
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        if torch.compiler.is_compiling() or isinstance(module, torch.jit.ScriptModule) or not self._ours():
             return
         begun = perf_counter_ns()
         self._disarm()
-        if any(reference() is module for reference in self._counted):
+        if self._known(module):
             return
         if not torch.is_grad_enabled():
             self._misses = 0
@@ -200,11 +244,10 @@ class OutputWatch:
         finally:
             now = perf_counter_ns()
             self._own += now - begun
-            if self.seen < _FIRST or self.seen < _OFTEN and (self._always() or self._affordable(now)):
+            closely = self.seen < _FIRST or (self.seen < _OFTEN and (self._always() or self._affordable(now)))
+            if closely or (not self._keep_counting(module, output) and self._always()):
                 self._arm()
-            else:
-                self._keep_counting(module, output)
-                self._wait(now)
+            self._looked_at = now
 
     def _always(self) -> bool:
         # In training the loss is judged at every step anyway; without gradients the output is the only sink.
@@ -216,38 +259,47 @@ class OutputWatch:
     def _affordable(self, now: int) -> bool:
         return self._overdrawn(now) < 0
 
+    @torch_private.past_modes
     def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         __tracebackhide__ = True
         self.seen += 1
-        if output is None or (self._only is not None and module is not self._only):
+        if output is None or not self._watched(module):
             return
         path = measure.has_nan(output)
         if path is not None:
             self._judge.output_is_bad(Call(module, args, kwargs, output, path))
 
-    def _keep_counting(self, module: nn.Module, output: Any) -> None:
-        """Count the calls of a known module; one that returns the loss needs none, `backward` looks at that."""
-        self._counter.remember(module)
-        is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
-        if is_loss or any(reference() is module for reference in self._counted):
-            return
-        if torch_private.intercept(module, self._counter.calls_of(module, self._count)):
-            self._counted.append(weakref.ref(module))
+    def _watched(self, module: nn.Module) -> bool:
+        """Whether this module's output is asked for; a wrapper around the one asked for counts as that."""
+        return self._only is None or module is self._only or list(module.children()) == [self._only]
 
-    def _wait(self, now: int) -> None:
+    @torch_private.past_modes
+    def _keep_counting(self, module: nn.Module, output: Any) -> bool:
+        """Count the calls of a known module; one that returns the loss needs none, `backward` looks at that."""
+        is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
+        if is_loss or self._known(module):
+            return True
+        counter = _Counter(module, self._count)
+        if not torch_private.intercept(module, counter.call):
+            return False
+        self._counted.append(counter)
+        self._wait(counter, perf_counter_ns(), self._looked_at)
+        return True
+
+    def _wait(self, counter: _Counter, now: int, since: int) -> None:
         """Set the number of calls to let pass so that judging stays within its share."""
-        counter = self._counter
-        per_call = max((now - self._looked_at) / max(counter.calls, 1), 1_000.0)
+        per_call = max((now - since) / max(counter.calls, 1), 1_000.0)
         pause = max(self._overdrawn(now), 0.0) / _SHARE / per_call
-        self._looked_at, counter.calls = now, 0
+        counter.looked_at, counter.calls = now, 0
         counter.due = 0 if self._always() else min(int(pause), 4096)
 
-    def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _count(self, counter: _Counter, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A known module's call is due to be judged."""
         __tracebackhide__ = True
-        if threading.get_ident() != self._thread or self._transient is not None:
+        if self._transient is not None or not self._ours():
             return
-        self._counter.remember(module)
+        counter.remember(module)
+        counter.fed = None
         if self._always():
             self._look(module, args, kwargs, output)
             return
@@ -257,5 +309,5 @@ class OutputWatch:
         finally:
             now = perf_counter_ns()
             self._own += now - begun
-            self._wait(now)
+            self._wait(counter, now, counter.looked_at)
             self._arm()

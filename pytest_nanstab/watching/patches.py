@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad
 from pytest_nanstab.watching import torch_private
 
 _Undo = Callable[[], None]
+_ORIGINAL = "__nanstab_original__"
 
 
 class Patches:
@@ -23,7 +24,11 @@ class Patches:
     def attribute(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace `owner.name` by `make(original)`."""
         original = getattr(owner, name)
+        while (known := getattr(original, _ORIGINAL, None)) is not None and known[0] is original:
+            # Left over by somebody who saved ours while an earlier watch was on, and put it back afterwards.
+            original = known[1]
         ours = make(original)
+        setattr(ours, _ORIGINAL, (ours, original))
         setattr(owner, name, ours)
 
         def undo() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_nanstab.watching import torch_private
+from pytest_nanstab.watching.measure import plain
+from pytest_nanstab.watching.patches import Patches
 
 _MAX_NODES = 200_000
 
@@ -16,59 +20,113 @@ class PendingLoss:
     """A non-finite loss whose gradients no optimizer has used yet.
 
     It is discarded when its gradients are: cleared by `zero_grad`, replaced, or dropped by a step that was skipped.
+    What its backward changed is found by comparing `candidates` before and after it, because the graph does not show
+    parameters that a reentrant checkpoint hides.
     """
 
-    def __init__(self, step: int, value: float, spot: tuple[str, int] | None, leaves: list[Tensor]) -> None:
+    def __init__(self, step: int, value: float, spot: tuple[str, int] | None, candidates: Iterable[Tensor]) -> None:
         self.step = step
         self.value = value
         self.spot = spot
         self.batch: object = None
-        self.leaves = leaves
-        self._gradients: list[tuple[Tensor | None, int]] = []
+        self.data: tuple[str, dict[str, Any]] | None = None  # (module, facts) of bad data it was computed from
+        self.cleared = False
+        self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
+            (leaf, leaf.grad, _version(leaf.grad)) for leaf in {id(c): c for c in candidates}.values()
+        ]
+        self._touched: list[_Trace] = []
 
     def backward_done(self) -> None:
-        """Remember the gradients that the non-finite loss left behind, and their versions."""
-        self._gradients = [(leaf.grad, -1 if leaf.grad is None else leaf.grad._version) for leaf in self.leaves]
+        """Remember the gradients that the non-finite loss left behind."""
+        if self._before is None:
+            return
+        for leaf, gradient, version in self._before:
+            now = leaf.grad
+            if now is not None and (now is not gradient or _version(now) != version):
+                self._touched.append(_Trace(leaf, now, _version(now)))
+        self._before = None
 
-    def discarded(self) -> bool:
-        """Whether nothing of those gradients is left."""
-        if not self.leaves:
-            return False
-        return not any(map(_still_there, self.leaves, self._gradients))
+    def clipped(self) -> None:
+        """A clip has run: it may have written to the gradients, and discards none."""
+        for trace in self._touched:
+            trace.version = _version(trace.gradient)
 
-    def concerns(self, parameters: list[Tensor]) -> bool:
-        """Whether a step over `parameters` uses the gradients (also when no leaf could be found)."""
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The tensors that got a gradient from it."""
+        return [trace.leaf for trace in self._touched]
+
+    def discarded(self, owned: set[int]) -> bool:
+        """Whether nothing of those gradients is left for a step; `owned` are ids of what known optimizers step.
+
+        An input that got a gradient too keeps it for ever, and means nothing.
+        """
+        mine = [trace for trace in self._touched if id(trace.leaf) in owned]
+        parameters = [trace for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
+        return not any(trace.remains() for trace in mine or parameters or self._touched)
+
+    def used_by(self, parameters: Sequence[Tensor]) -> bool | None:
+        """Whether a step over `parameters` uses its gradients; None when they belong to other parameters."""
         mine = {id(p) for p in parameters}
-        return not self.leaves or any(id(leaf) in mine for leaf in self.leaves)
+        theirs = [trace for trace in self._touched if id(trace.leaf) in mine]
+        if not theirs:
+            return None if self._touched else True
+        if self.cleared:
+            return any(trace.remains() for trace in theirs)
+        # Gradients made zero by hand go into the step all the same: `nan_to_num_` hides a loss, it does not skip it.
+        return any(trace.leaf.grad is trace.gradient for trace in theirs)
+
+    def watch_clearing(self, patches: Patches) -> None:
+        """Notice a `zero_grad()` as long as `patches` last."""
+
+        def make(original: Any) -> Any:
+            def zero_grad(*args: Any, **kwargs: Any) -> Any:
+                self.cleared = True
+                return original(*args, **kwargs)
+
+            return zero_grad
+
+        patches.attribute(torch.optim.Optimizer, "zero_grad", make)
+        patches.attribute(nn.Module, "zero_grad", make)
 
 
-def _still_there(leaf: Tensor, before: tuple[Tensor | None, int]) -> bool:
-    now, (gradient, version) = leaf.grad, before
-    if now is None or now is not gradient:
-        return False
-    if now._version == version:
-        return True  # untouched, even where it is zero: a NaN loss may have zero gradients
-    with torch_private.unseen():
-        values = now.coalesce().values() if now.is_sparse else now
-        return bool(torch.count_nonzero(values))
+def _version(gradient: Tensor | None) -> int:
+    return 0 if gradient is None or gradient.is_inference() else gradient._version
+
+
+@dataclass
+class _Trace:
+    """A gradient that a non-finite loss left behind."""
+
+    leaf: Tensor
+    gradient: Tensor
+    version: int
+
+    def remains(self) -> bool:
+        """Whether it is still there: untouched (a NaN loss may have zero gradients), or at least not zero."""
+        if self.leaf.grad is not self.gradient:
+            return False
+        values = plain(self.gradient)
+        return _version(self.gradient) == self.version or values is None or bool(torch.count_nonzero(values))
+
+
+def nodes_of(loss: Any) -> Iterator[Any]:
+    """The nodes of the graph that `backward()` on a loss, or several, will walk."""
+    losses = loss if isinstance(loss, (list, tuple)) else [loss]
+    waiting = [t.grad_fn for t in losses if isinstance(t, Tensor) and t.grad_fn is not None]
+    seen: set[object] = set()
+    while waiting and len(seen) < _MAX_NODES:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(parent for parent, _ in node.next_functions if parent is not None)
 
 
 def leaves_of(loss: Any) -> list[Tensor]:
-    """The leaf tensors that `backward()` on a loss will reach, by walking its graph."""
-    roots = [t.grad_fn for t in (loss if isinstance(loss, (list, tuple)) else [loss]) if isinstance(t, Tensor)]
-    waiting = [node for node in roots if node is not None]
-    seen: set[object] = set()
-    leaves: list[Tensor] = []
-    while waiting and len(seen) < _MAX_NODES:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor):
-            leaves.append(variable)
-        waiting.extend(parent for parent, _ in node.next_functions if parent is not None)
-    return leaves
+    """The leaf tensors that `backward()` on a loss will reach."""
+    found = [getattr(node, "variable", None) for node in nodes_of(loss)]
+    return [leaf for leaf in found if isinstance(leaf, Tensor)]
 
 
 def objective(tensors: Any, grad_tensors: Any) -> float | None:
@@ -89,8 +147,6 @@ def objective(tensors: Any, grad_tensors: Any) -> float | None:
 
 
 def _weighted(tensor: Any, weight: Any) -> float | None:
-    from pytest_nanstab.watching.measure import plain
-
     if not isinstance(tensor, Tensor) or tensor.is_complex():
         return None
     values = plain(tensor)

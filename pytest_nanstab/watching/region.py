@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any
@@ -19,14 +20,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
-from pytest_nanstab.watching import hotpath, scaling, state, verdicts
+from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
+from pytest_nanstab.watching.loss_judge import LossJudge
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.outputs import Call, OutputWatch
 from pytest_nanstab.watching.patches import Patches, patch_clips
-from pytest_nanstab.watching.pending import PendingLoss, leaves_of
+from pytest_nanstab.watching.pending import PendingLoss
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state_judge import StateJudge
 from pytest_nanstab.watching.updates import Stuck, Updates
@@ -59,7 +61,9 @@ class Region:
         self.backwards = 0
         self.due = 0
         self.pending: PendingLoss | None = None
+        self.alert = False  # a loss is pending, or an output was bad
         self.names = Names()
+        self.losses = LossJudge(self)
         self.gradients = GradientJudge(self)
         self.state = StateJudge(self)
         self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
@@ -68,8 +72,6 @@ class Region:
         self._stuck = Stuck() if options.track_parameters else None
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._patches = Patches()
-        self._bad_call: Call | None = None
-        self._bad_call_step = 0
         self._rooted = False
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._started = self._paused = perf_counter_ns()
@@ -149,11 +151,6 @@ class Region:
         low, high = (self.options.limit(name) for name in ("min_grad_norm", "max_grad_norm"))
         return low or 0.0, min(1e18 if high is None else high, 1e18)
 
-    def judged(self, optimizer: Optimizer) -> None:
-        """The hot path found nothing to look into at this step."""
-        self.state.judged = self.run.steps
-        self.gradients.clips.stepped(optimizer, self.backwards)
-
     def _wants_post_hook(self) -> bool:
         return self._updates is not None or self._stuck is not None or self.options.check_parameters
 
@@ -180,64 +177,26 @@ class Region:
         fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
         return Finding(**{**fields, "evidence": evidence})
 
-    # -- the loss ----------------------------------------------------------------------------------------------------
+    # -- told by the hot path ----------------------------------------------------------------------------------------
 
     def before_backward(self, tensors: Any, value: float) -> None:
-        """A loss is about to be differentiated, and it is not finite, or bounded, or an earlier one is pending."""
+        """A loss is about to be differentiated, and there is a reason to look at it."""
         __tracebackhide__ = True
-        if self.pending is not None and self.pending.discarded():
-            self._discard()
-        if not math.isfinite(value):
-            if self.pending is None:
-                self.pending = PendingLoss(self.run.steps + 1, value, user_spot(2), leaves_of(tensors))
-                self.pending.batch = self.context.get("batch")
-            return
-        if self.pending is None and self._bad_call is not None and self._bad_call.in_graph:
-            self._bad_call = None  # a NaN in the output did not reach the loss
-        bound = self.options.limits.get("max_loss")
-        if bound is not None and verdicts.broken(bound, abs(value)):
-            step = self.run.steps + 1
-            self.report(verdicts.limit("max_loss", bound, abs(value), step, "|loss|", "forward", user_spot(2)))
+        self.losses.before_backward(tensors, value)
 
     def after_backward(self) -> None:
-        """A backward or a clip has run, perhaps while a non-finite loss is pending."""
+        """A backward has run after something bad was seen."""
+        self.losses.after_backward()
+
+    def clipped(self) -> None:
+        """A clip has run."""
         if self.pending is not None:
-            self.pending.backward_done()
+            self.losses.clipped()
 
-    def _discard(self) -> None:
-        self.pending = None
-        self._bad_call = None
-        self.run.skipped_steps += 1
-
-    def _judge_pending(self, parameters: list[Tensor]) -> None:
-        __tracebackhide__ = True
-        pending = self.pending
-        if pending is None:
-            return
-        if pending.discarded():
-            self._discard()
-        elif pending.concerns(parameters):
-            self.pending = None
-            self._report_loss(pending)
-
-    def _report_loss(self, pending: PendingLoss) -> None:
-        """The root of a non-finite loss: a parameter broken before, the data, or the forward pass."""
-        __tracebackhide__ = True
-        call, name = self._bad_call, None
-        self._bad_call = None
-        broken = self.state.broken(pending.step - 1)
-        if broken is not None:
-            self.report(broken)
-            return
-        if call is not None and self._bad_call_step == pending.step:
-            name = verdicts.display_name(call.module)
-            if call.input_path is not None:
-                self.report(verdicts.input_of_step(pending.step, call, name, pending.spot))
-                return
-        extra = {"batch": pending.batch} if pending.batch is not None else {}
-        self.report(verdicts.loss(pending, name, **extra))
-
-    # -- outermost outputs -------------------------------------------------------------------------------------------
+    def drop_pending(self) -> None:
+        """Nothing will use the gradients of a non-finite loss."""
+        if self.pending is not None:
+            self.losses.drop()
 
     def first_call(self, module: nn.Module) -> None:
         """An outermost module is about to be called."""
@@ -246,70 +205,37 @@ class Region:
     def output_is_bad(self, call: Call) -> None:
         """An outermost call returned a NaN."""
         __tracebackhide__ = True
-        if call.in_graph:
-            # In training the loss decides; until then it is only known where the NaN was seen first.
-            if self._bad_call is None or self._bad_call_step != self.run.steps + 1:
-                self._bad_call, self._bad_call_step = call, self.run.steps + 1
-            return
-        self._report_output(call)
+        self.losses.output_is_bad(call)
 
-    def _report_output(self, call: Call) -> None:
-        __tracebackhide__ = True
-        carried = state.bad_in_module(call.module)
-        if carried is not None:
-            what, name, tensor = carried
-            self._report_carried(call, what, name, tensor)
-        elif call.input_path is None and "output" not in self.options.allow_nonfinite:
-            self.report(verdicts.output(call, verdicts.display_name(call.module), self.run.steps))
+    def fused_skip(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer that unscales in its own kernel leaves the step out; read where that need not wait."""
+        found = getattr(optimizer, "found_inf", None)
+        if found is None or (found.is_cuda and self.run.steps + 1 < self.due):
+            return False
+        return scaling.fused_skip(optimizer)
 
-    def _report_carried(self, call: Call, what: str, name: str, tensor: Tensor) -> None:
+    @torch_private.past_modes
+    def after_scaler_step(self, optimizer: Optimizer, *, stepped: bool) -> None:
+        """`scaler.step(optimizer)` returned; `stepped` tells whether the optimizer did."""
         __tracebackhide__ = True
-        if "output" in self.options.allow_nonfinite:
+        if stepped:
+            self.gradients.scaling.attempted(skipped=False)
             return
-        if what == "buffer":
-            self.report(verdicts.buffer(self.run.steps, name, tensor, call.spot, "eval"))
-            return
-        self.report(self.state.carried(self.run.steps, tensor, name, call.spot))
+        parameters = state.parameters_of(optimizer)
+        self.losses.skipped(parameters)
+        self.gradients.skipped(parameters)
 
     # -- the optimizer step ------------------------------------------------------------------------------------------
 
-    def with_closure(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """New step arguments whose closure is judged after its first evaluation, before parameters change."""
-        given = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
-        if not callable(given):
-            return None
-        evaluations = 0
-
-        def closure(*a: Any, **k: Any) -> Any:
-            nonlocal evaluations
-            __tracebackhide__ = True
-            result = given(*a, **k)
-            evaluations += 1
-            if evaluations == 1 and self.active:
-                self.run.loss.append(self.loss)
-                self.run.steps += 1
-                self.inspect(optimizer)
-            elif self.pending is not None:
-                # A line search may step through a bad trial point: what it leaves behind is judged, not the trial.
-                self.pending = None
-            return result
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure}
-        return (args[0], closure, *args[2:]), kwargs
-
+    @torch_private.past_modes
     def inspect(self, optimizer: Optimizer) -> None:
         """Judge the step that is about to run: pending loss, gradients, clips, limits."""
         __tracebackhide__ = True
         begun = perf_counter_ns()
         norm = self.state.hold(optimizer)
-        fused = self.gradients.scaling.scale is not None and hasattr(optimizer, "found_inf")
-        scale, skipped = scaling.fused_state(optimizer) if fused else (1.0, False)
-        if skipped:
-            self.skipped()
-            return
         if self.pending is not None:
-            self._judge_pending(norm.parameters)
+            self.losses.stepping(norm.parameters)
+        scale = 1.0 if self.gradients.scaling.scale is None else scaling.fused_scale(optimizer)
         self.gradients.judge(optimizer, norm, scale)
         if self.headroom is not None:
             self.headroom.step(norm.parameters)
@@ -342,46 +268,36 @@ class Region:
         if bound is not None and least is not None and verdicts.broken(bound, least.bits, below=True):
             self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
 
+    @torch_private.past_modes
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         __tracebackhide__ = True
-        if not self.active:
+        if not self.active or id(optimizer) not in self.state.norms:
             return
         if self._updates is not None:
             self._judge_update(self._updates, optimizer)
         if self._stuck is not None:
             self._stuck.after(self._copies)
+            self._copies = []
         if self.options.check_parameters:
             self.state.after_step(optimizer)
 
     def _judge_update(self, updates: Updates, optimizer: Optimizer) -> None:
         __tracebackhide__ = True
         run = self.run
-        ratio, guilty = updates.largest(self.state.parameters_of(optimizer))
+        if len(run.update_ratio) >= run.steps:
+            return  # the optimizer has left this step out
+        ratio, guilty = updates.largest()
         run.update_ratio += [*[None] * (run.steps - 1 - len(run.update_ratio)), ratio]
         bound = self.options.limits.get("max_update_ratio")
         if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
             what = f"update ratio of {self.names.label(optimizer, guilty)}"
-            self.report(verdicts.limit("max_update_ratio", bound, ratio, run.steps, what, "optimizer", user_spot(2)))
+            self.report(verdicts.limit("max_update_ratio", bound, ratio, step=run.steps, what=what, phase="optimizer"))
 
     def stuck_parameters(self) -> list[str]:
         """Dotted names of parameters that no step changed although each had a gradient and a learning rate."""
         if self._stuck is None:
             return []
         return [self.names.parameter(p) or "a parameter" for p in self._stuck.found()]
-
-    def after_scaler_step(self, *, stepped: bool) -> None:
-        """`scaler.step(optimizer)` returned; `stepped` tells whether the optimizer was called."""
-        __tracebackhide__ = True
-        if stepped:
-            self.gradients.scaling.attempted(skipped=False)
-        else:
-            self.skipped()
-
-    def skipped(self) -> None:
-        """GradScaler left a step out."""
-        __tracebackhide__ = True
-        self._discard()
-        self.gradients.skipped()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -400,23 +316,18 @@ class Region:
         finally:
             self._close_run()
             self._forget()
+        if any(finding.is_nonfinite for finding in self.findings):
+            for outer in _ACTIVE:
+                outer.state.disown_broken()
         late = self.findings[before:]
         if late and self.options.raises and not quiet:
             raise error_from(late)
 
+    @torch_private.past_modes
     def _judge_end(self) -> None:
-        pending, call = self.pending, self._bad_call
-        if pending is not None and not pending.discarded() and not self._guarded(pending):
-            self._report_loss(pending)
-        elif pending is None and call is not None and call.in_graph:
-            self._report_output(call)
+        __tracebackhide__ = True
+        self.losses.finish()
         self.state.judge_all()
-
-    def _guarded(self, pending: PendingLoss) -> bool:
-        """Whether the loop left out the last step on its own: it stepped these parameters before, but not now."""
-        skipped = self.state.owns(pending.leaves)
-        self.run.skipped_steps += skipped
-        return skipped
 
     def _close_run(self) -> None:
         run = self.run
@@ -427,7 +338,9 @@ class Region:
 
     def _forget(self) -> None:
         """Drop every reference to the user's objects."""
-        self.pending = self._bad_call = None
+        self.losses.forget()
+        self.outputs.forget()
+        self.options = replace(self.options, model=None)
         self.state.forget()
         self.gradients = GradientJudge(self)
         self._copies.clear()

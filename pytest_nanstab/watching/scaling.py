@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ class Scaling:
         self.unscaled: set[int] = set()  # ids of parameters whose gradients were unscaled
         self.skipped_in_a_row = 0
         self.fell_below_one = False
-        self._losses: dict[int, float] = {}  # id of a scaled loss -> its value before scaling
+        self._scaled: weakref.ref[Tensor] | None = None  # the scaled loss
+        self._value = 0.0  # its value before
 
     def scaled(self, scaler: Any, given: Any, result: Any) -> None:
         """`scaler.scale(given)` returned `result`."""
@@ -28,14 +30,14 @@ class Scaling:
             return
         self.scale = float(scaler.get_scale())
         if isinstance(given, Tensor) and isinstance(result, Tensor) and given.numel() == 1:
-            self._losses = {id(result): float(given.detach())}
+            self._scaled, self._value = weakref.ref(result), float(given.detach())
 
     def loss(self, tensor: Any, value: float) -> float:
         """The unscaled value of a loss handed to `backward()` while gradients are scaled."""
         if self.scale is None:
             return value
-        known = self._losses.pop(id(tensor), None)
-        return known if known is not None else value / self.scale
+        known = self._scaled is not None and self._scaled() is tensor
+        return self._value if known else value / self.scale
 
     def updated(self, scaler: Any) -> None:
         """`scaler.update()` has run: the next backward may use another scale."""
@@ -44,7 +46,7 @@ class Scaling:
             self.fell_below_one = True
         self.scale = None
         self.unscaled.clear()
-        self._losses.clear()
+        self._scaled = None
 
     def gradients_scaled(self, parameters: Sequence[Tensor]) -> bool:
         """Whether the gradients of these parameters are still multiplied by a scale other than 1."""
@@ -56,9 +58,14 @@ class Scaling:
         return self.skipped_in_a_row == STUCK_ATTEMPTS
 
 
-def fused_state(optimizer: Any) -> tuple[float, bool]:
-    """(scale of the gradients, whether the step will be skipped) of an optimizer that unscales inside its kernel."""
-    scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-    skipped = found is not None and float(found) != 0.0
+def fused_scale(optimizer: Any) -> float:
+    """The scale that an optimizer takes off the gradients inside its own kernel; 1 for all others."""
+    scale = getattr(optimizer, "grad_scale", None)
     number = 1.0 if scale is None else float(scale)
-    return (number if math.isfinite(number) and number > 0 else 1.0), skipped
+    return number if math.isfinite(number) and number > 0 else 1.0
+
+
+def fused_skip(optimizer: Any) -> bool:
+    """Whether such an optimizer will leave this step out because a gradient overflowed."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and float(found) != 0.0

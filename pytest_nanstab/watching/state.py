@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_nanstab.watching import measure
-from pytest_nanstab.watching.names import Names
 
 # The watch holds strong references to at most this many optimizers.
 MAX_HELD = 4
@@ -23,15 +22,19 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 
 
 def bad_parameter(optimizer: Optimizer) -> Tensor | None:
-    """The first parameter that holds a NaN or an infinity."""
-    return next((p for p in parameters_of(optimizer) if not _finite(p)), None)
+    """The first parameter that holds a NaN or an infinity; those that take no gradient are what the user made them."""
+    return next((p for p in parameters_of(optimizer) if p.requires_grad and not _finite(p)), None)
 
 
 def bad_state(optimizer: Optimizer) -> tuple[Tensor | None, str, Tensor] | None:
-    """(parameter, name of the state, tensor) of the first non-finite tensor an optimizer keeps."""
+    """(parameter, name of the state, tensor) of the first non-finite tensor an optimizer keeps.
+
+    A single infinity is a bound that nothing has lowered yet.
+    """
     for parameter, state in list(optimizer.state.items()):
         for name, tensor in _state_tensors(state):
-            if not _finite(tensor):
+            seen = measure.extent(tensor)
+            if seen is not None and (seen.has_nan or (not seen.finite and tensor.numel() > 1)):
                 return (parameter if isinstance(parameter, Tensor) else None), name, tensor
     return None
 
@@ -40,20 +43,6 @@ def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
     if isinstance(state, dict):
         for name, value in state.items():
             yield from measure.tensors_in(value, str(name))
-
-
-def bad_buffer(names: Names) -> tuple[str, Tensor] | None:
-    """The first buffer, written to while watched, that holds a NaN, or an infinity if it is a running statistic.
-
-    Infinities elsewhere may be meant: causal masks, sentinels of a running minimum.
-    """
-    for name, buffer in names.changed_buffers():
-        seen = measure.extent(buffer)
-        if seen is None or seen.finite:
-            continue
-        if seen.has_nan or name.rpartition(".")[2].startswith("running_"):
-            return name, buffer
-    return None
 
 
 def bad_in_module(module: torch.nn.Module) -> tuple[str, str, Tensor] | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from operator import is_
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,18 +12,28 @@ from torch.optim import Optimizer
 
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.watching import state, verdicts
+from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.norms import GradientNorm
 
 if TYPE_CHECKING:
     from pytest_nanstab.watching.region import Region
 
 
+class _LetGo:
+    """In place of the norm of an optimizer that is not held any more; it is held again when it is due."""
+
+    groups = 0
+
+    def quick(self) -> float | None:
+        """Nothing is known without holding it."""
+        return None
+
+
 class StateJudge:
     """The optimizers stepped lately, by strong reference, with their gradient norms by id.
 
     Attributes:
-        norms: by id of each held optimizer; the hot path looks a stepping optimizer up here.
+        norms: by id of each known optimizer; the hot path looks a stepping optimizer up here.
         judged: the last step whose gradients were seen to be finite.
         spot: where the user's code steps the optimizer.
     """
@@ -28,39 +41,69 @@ class StateJudge:
     def __init__(self, region: Region) -> None:
         self._region = region
         self._held: list[Optimizer] = []
-        self.norms: dict[int, GradientNorm] = {}
+        self._let_go: dict[int, weakref.ref[Optimizer]] = {}
+        self._inner: dict[int, weakref.ref[Optimizer]] = {}
+        self.norms: dict[int, GradientNorm | _LetGo] = {}
         self.judged = 0
         self.spot: tuple[str, int] | None = None
 
+    def inner(self, optimizer: Optimizer) -> bool:
+        """Whether an unknown optimizer's step is part of another's that is counted (Lookahead, SAM)."""
+        known = self._inner.get(id(optimizer))
+        if known is not None and known() is optimizer:
+            return True
+        outer = torch_private.enclosing_step()
+        if outer is None or outer is optimizer:
+            return False
+        around = {id(p) for p in state.parameters_of(outer)}
+        if not all(id(p) in around for p in state.parameters_of(optimizer)):
+            return False
+        self._inner[id(optimizer)] = weakref.ref(optimizer)
+        return True
+
     def hold(self, optimizer: Optimizer) -> GradientNorm:
-        """Remember an optimizer that steps; the oldest of more than `state.MAX_HELD` is judged and let go."""
+        """Remember an optimizer that steps; the oldest of more than `state.MAX_HELD` is let go."""
         __tracebackhide__ = True
         norm = self.norms.get(id(optimizer))
-        if norm is None:
+        parameters = state.parameters_of(optimizer)
+        if isinstance(norm, GradientNorm):
+            if len(norm.parameters) == len(parameters) and all(map(is_, norm.parameters, parameters)):
+                return norm
+        else:
             self.spot = user_spot(3)
             self._held.append(optimizer)
             if len(self._held) > state.MAX_HELD:
-                oldest = self._held.pop(0)
-                del self.norms[id(oldest)]
-                self.judge(oldest)
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
-        if norm is None or count != len(norm.parameters):
-            norm = self.norms[id(optimizer)] = GradientNorm(state.parameters_of(optimizer))
-        return norm
+                self._release(self._held.pop(0))
+        new = self.norms[id(optimizer)] = GradientNorm(parameters, len(optimizer.param_groups))
+        new.backwards = norm.backwards if isinstance(norm, GradientNorm) else 0
+        return new
 
-    def parameters_of(self, optimizer: Optimizer) -> list[Tensor]:
-        """All parameters of an optimizer, held or not."""
-        norm = self.norms.get(id(optimizer))
-        return state.parameters_of(optimizer) if norm is None else norm.parameters
+    def _release(self, optimizer: Optimizer) -> None:
+        """Let an optimizer go; it may die before the end, so it is judged the first time that happens."""
+        __tracebackhide__ = True
+        key, norms, known = id(optimizer), self.norms, self._let_go.get(id(optimizer))
+        norms[key] = _LetGo()
+        if known is not None and known() is optimizer:
+            return
+        self._let_go[key] = weakref.ref(optimizer, lambda _: norms.pop(key, None))
+        self.judge(optimizer)
 
-    def owns(self, leaves: list[Tensor]) -> bool:
-        """Whether a held optimizer has stepped one of these tensors."""
-        mine = {id(p) for norm in self.norms.values() for p in norm.parameters}
-        return any(id(leaf) in mine for leaf in leaves)
+    def known(self) -> Iterator[Optimizer]:
+        """The optimizers that are held, the latest first, then those let go that still live."""
+        yield from reversed(self._held)
+        held = {id(optimizer) for optimizer in self._held}
+        for reference in self._let_go.values():
+            optimizer = reference()
+            if optimizer is not None and id(optimizer) not in held:
+                yield optimizer
+
+    def owned(self) -> dict[int, Tensor]:
+        """The parameters of all known optimizers, by id."""
+        return {id(p): p for optimizer in self.known() for p in state.parameters_of(optimizer)}
 
     def broken(self, step: int) -> Finding | None:
         """A parameter that was non-finite before the coming forward pass, `step` steps being done."""
-        for optimizer in reversed(self._held):
+        for optimizer in self.known():
             tensor = state.bad_parameter(optimizer)
             if tensor is not None:
                 return self.parameter_finding(optimizer, tensor, step)
@@ -76,8 +119,8 @@ class StateJudge:
 
     def carried(self, step: int, tensor: Tensor, name: str, spot: tuple[str, int] | None) -> Finding:
         """The finding about a non-finite parameter that a module carried into its call."""
-        for optimizer in self._held:
-            if any(p is tensor for p in self.parameters_of(optimizer)):
+        for optimizer in self.known():
+            if any(p is tensor for p in state.parameters_of(optimizer)):
                 return self.parameter_finding(optimizer, tensor, step)
         return verdicts.parameter(step, name, tensor, None, spot)
 
@@ -101,25 +144,39 @@ class StateJudge:
             parameter, key, tensor = found
             name = region.names.label(optimizer, parameter) if parameter is not None else "the optimizer"
             steps = region.run.steps
-            region.report(verdicts.optimizer_state(steps, name, key, tensor, optimizer, parameter, self.spot))
+            finding = verdicts.optimizer_state(
+                steps, name, key, tensor, optimizer=optimizer, parameter=parameter, spot=self.spot
+            )
+            region.report(finding)
 
     def judge_buffers(self) -> None:
         """Judge the buffers of all modules seen that were written to."""
         __tracebackhide__ = True
         region = self._region
-        found = state.bad_buffer(region.names)
+        found = region.names.bad_buffer()
         if found is not None:
             name, tensor = found
             region.report(verdicts.buffer(region.run.steps, name, tensor, self.spot))
 
     def judge_all(self) -> None:
-        """Judge every held optimizer and all buffers."""
+        """Judge every known optimizer and all buffers."""
         __tracebackhide__ = True
-        for optimizer in list(self._held):
+        for optimizer in list(self.known()):
             self.judge(optimizer)
         self.judge_buffers()
+
+    def disown_broken(self) -> None:
+        """An inner watch has reported what is broken now: let go of it until it steps again."""
+        for optimizer in list(self.known()):
+            if state.bad_parameter(optimizer) is not None or state.bad_state(optimizer) is not None:
+                self._held = [held for held in self._held if held is not optimizer]
+                self._let_go.pop(id(optimizer), None)
+                self.norms.pop(id(optimizer), None)
+        self._region.names.accept_buffers()
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""
         self._held.clear()
+        self._let_go.clear()
+        self._inner.clear()
         self.norms.clear()

@@ -5,24 +5,63 @@ Each entry says what it is for and what happens without it.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.utils._python_dispatch
 from torch import Tensor, nn
 
-# Counts of active Python modes: our own few operations must not be seen by a mode of the user's.
-dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
-function_modes: Callable[[], int] = torch._C._len_torch_function_stack
-# Tracing and functorch's wrappers: values there are symbols, not numbers.
-tracing_state: Callable[[], object] = torch._C._get_tracing_state
-is_functorch_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# What this torch lacks of the names below.
+MISSING: list[str] = []
+
+
+def _private(path: str, otherwise: Any) -> Any:
+    """torch's attribute at a dotted path, or `otherwise` where this torch has none."""
+    found: Any = torch
+    for name in path.split("."):
+        found = getattr(found, name, None)
+        if found is None:
+            MISSING.append(path)
+            return otherwise
+    return found
+
+
+def _copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def _norm_each(tensors: Sequence[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
+
+
+# Counts of active Python modes: our own few operations must not be seen by a mode of the user's. Without them they are.
+dispatch_modes: Callable[[], int] = _private("_C._len_torch_dispatch_stack", int)
+function_modes: Callable[[], int] = _private("_C._len_torch_function_stack", int)
+_disable_dispatch: Callable[[], AbstractContextManager[Any]] = _private(
+    "utils._python_dispatch._disable_current_modes", nullcontext
+)
+_disable_function: Callable[[], AbstractContextManager[Any]] = _private("_C.DisableTorchFunction", nullcontext)
+# Tracing and functorch's wrappers: values there are symbols, not numbers. Without them reading one may raise.
+tracing_state: Callable[[], object] = _private("_C._get_tracing_state", lambda: None)
+functorch_active: Callable[[], bool] = _private("_C._are_functorch_transforms_active", bool)
+is_functorch_wrapped: Callable[[Tensor], bool] = _private("_C._functorch.is_functorch_wrapped_tensor", lambda _: False)
 # Many small copies in one call: a third of the cost of a call per tensor.
-foreach_copy: Callable[..., None] = torch._foreach_copy_
+foreach_copy: Callable[..., None] = _private("_foreach_copy_", _copy_each)
 # The norms of many tensors in one call.
-foreach_norm: Callable[..., Sequence[Tensor]] = torch._foreach_norm
+foreach_norm: Callable[..., Sequence[Tensor]] = _private("_foreach_norm", _norm_each)
+# The code that calls what `intercept` sets; `self` in its frame is the module that was called.
+calling_code: Any = _private("nn.Module._wrapped_call_impl.__code__", None)
+# The code around every optimizer's step, which runs the step hooks.
+_stepping_code: Any = torch.optim.Optimizer.profile_hook_step(lambda _: None).__code__
 
 
 def modes_active() -> bool:
@@ -33,8 +72,29 @@ def modes_active() -> bool:
 @contextmanager
 def unseen() -> Iterator[None]:
     """Run our own operations past every active mode, and without recording gradients."""
-    with torch.no_grad(), torch._C.DisableTorchFunction(), torch.utils._python_dispatch._disable_current_modes():
+    with _disable_function(), torch.set_grad_enabled(False), _disable_dispatch():
         yield
+
+
+def past_modes(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a function of ours past the user's modes; at no cost worth mentioning when there is none."""
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        __tracebackhide__ = True
+        if not modes_active():
+            return function(*args, **kwargs)
+        with unseen():
+            return function(*args, **kwargs)
+
+    return run
+
+
+def unreadable(tensor: Tensor) -> bool:
+    """Whether a tensor holds no number that may be read now: no storage, a symbol, or a CUDA graph being captured."""
+    if tensor.is_meta or is_functorch_wrapped(tensor):
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def closure_cell(function: Callable[..., Any], name: str = "func") -> CellType | None:
@@ -43,25 +103,49 @@ def closure_cell(function: Callable[..., Any], name: str = "func") -> CellType |
     `torch.nn.utils.clip_grad_norm_` and `clip_grad_value_` are wrapped once more by torch; swapping the wrapped
     function also reaches modules that did `from torch.nn.utils import clip_grad_norm_` before the watch began.
     """
-    names = function.__code__.co_freevars
-    cells = function.__closure__
-    if cells is None or name not in names:
+    code = getattr(function, "__code__", None)
+    cells = getattr(function, "__closure__", None)
+    if code is None or cells is None or name not in code.co_freevars:
         return None
-    return cells[names.index(name)]
+    cell: CellType = cells[code.co_freevars.index(name)]
+    return cell
+
+
+def enclosing_step() -> Any:
+    """The optimizer around the one whose step is about to run: a wrapper such as Lookahead; None without one."""
+    frame, steps = sys._getframe(1), 0
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _stepping_code:
+            steps += 1
+            if steps > 1:
+                return frame.f_locals["args"][0]
+    return None
+
+
+# -- a cheap hook on one module's calls --------------------------------------------------------------------------------
 
 
 def intercept(module: nn.Module, call: Callable[..., Any]) -> bool:
-    """Let `call(*args, **kwargs)` run in place of one module's own call; False where the module is compiled in place.
+    """Let `call(*args, **kwargs)` run in place of one module's own call; False where that is not possible.
 
     This is the slot of `nn.Module.compile()`: it costs a tenth of a forward hook, and copies and pickles of a module
-    leave it behind. Without it, known modules would be judged at sampled calls only.
+    leave it behind, unless its class has its own idea of its state. Shallow copies made by hand (`new.__dict__ =
+    old.__dict__.copy()`, as meta-learning libraries and `nn.DataParallel` do) take it with them: `call` must find out
+    from the frame of `calling_code` whose call it is. Without all this, known modules are judged at sampled calls only.
     """
-    if module._compiled_call_impl is not None or type(module).__call__ is not nn.Module.__call__:
+    kind = type(module)
+    if calling_code is None or module._compiled_call_impl is not None or kind.__call__ is not nn.Module.__call__:
+        return False
+    if kind.__getstate__ is not nn.Module.__getstate__ or kind.__reduce_ex__ is not object.__reduce_ex__:
+        return False
+    if kind.__reduce__ is not object.__reduce__ or hasattr(kind, "__deepcopy__"):
         return False
     module.__dict__["_compiled_call_impl"] = call
     return True
 
 
-def release(module: nn.Module) -> None:
-    """Undo `intercept`."""
-    module.__dict__.pop("_compiled_call_impl", None)
+def release(module: nn.Module, call: Callable[..., Any]) -> None:
+    """Undo `intercept`, unless somebody has put a compiled call there since."""
+    if module.__dict__.get("_compiled_call_impl") is call:
+        del module.__dict__["_compiled_call_impl"]

@@ -24,42 +24,47 @@ class Updates:
     """
 
     def __init__(self) -> None:
-        self._before: dict[int, Tensor] = {}
+        self._copies: dict[int, Tensor] = {}
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
         """Copy the parameters that the coming step may change."""
-        with torch.no_grad():
-            for parameter in parameters:
-                if parameter.grad is None:
-                    continue
-                copy = self._before.get(id(parameter))
-                if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
-                    self._before[id(parameter)] = parameter.detach().clone()
-                else:
-                    copy.copy_(parameter.detach())
+        self._before = [(p, self._copy(p)) for p in parameters if p.grad is not None]
 
-    def largest(self, parameters: Sequence[Tensor]) -> tuple[float, Tensor | None]:
+    def _copy(self, parameter: Tensor) -> Tensor:
+        copy = self._copies.get(id(parameter))
+        if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
+            copy = self._copies[id(parameter)] = parameter.detach().clone()
+        return copy.copy_(parameter.detach())
+
+    def largest(self) -> tuple[float, Tensor | None]:
         """The largest ||dw|| / ||w|| (w before the step) and its parameter; parameters that were zero do not count."""
         worst, guilty = 0.0, None
-        with torch.no_grad():
-            for parameter in parameters:
-                before = self._before.get(id(parameter))
-                if before is None or parameter.grad is None:
-                    continue
-                size = torch.linalg.vector_norm(before).item()
+        with torch_private.unseen():
+            for parameter, before in self._before:
+                size = _norm(before)
                 # The copy is not needed any more: the difference is written into it, without a temporary.
-                change = torch.linalg.vector_norm(before.sub_(parameter.detach())).item()
-                ratio = change / size if size > 0 else 0.0
+                ratio = _norm(before.sub_(parameter.detach())) / size if size > 0 else 0.0
                 if not ratio <= worst:
                     worst, guilty = ratio, parameter
+                if math.isnan(worst):
+                    break
+        self._before = []
         return worst, guilty
+
+
+def _norm(tensor: Tensor) -> float:
+    values = measure.plain(tensor)
+    if values is None:
+        return 0.0
+    return float(torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float32)))
 
 
 class Stuck:
     """Counts, for each parameter, the steps that had a gradient and a rate and changed nothing."""
 
     def __init__(self) -> None:
-        self._marks: dict[int, tuple[Tensor, int]] = {}
+        self._marks: dict[int, tuple[Tensor, int]] = {}  # by id; the parameter is kept, so its id stays its own
 
     def before(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
         """Copies of the parameters that this step should change."""

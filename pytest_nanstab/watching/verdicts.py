@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pytest_nanstab.attribution.source import shown
+from pytest_nanstab.attribution.source import shown, user_line
 from pytest_nanstab.config import Limit
-from pytest_nanstab.findings import Finding
+from pytest_nanstab.findings import Finding, Phase
 from pytest_nanstab.watching import measure, state
 from pytest_nanstab.watching.names import owner
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from pytest_nanstab.watching.clips import Clip
     from pytest_nanstab.watching.headroom import Least
     from pytest_nanstab.watching.outputs import Call
     from pytest_nanstab.watching.pending import PendingLoss
@@ -47,17 +48,15 @@ def loss(pending: PendingLoss, module: str | None, **extra: Any) -> Finding:
     )
 
 
-def input_of_step(step: int, call: Call, name: str, spot: Spot) -> Finding:
+def input_of_step(step: int, name: str, field: str, facts: dict[str, Any], spot: Spot) -> Finding:
     """The data of a training step held NaN or Inf before the model touched it."""
-    facts = call.input_facts
-    field = call.input_path or ""
     return Finding(
         kind="nonfinite-input",
         message=f"{_word_of(facts)} in the data of step {step}, {field} of {name}",
         step=step,
         phase="data",
         module=name,
-        source=shown(call.spot or spot),
+        source=shown(spot),
         evidence={"tensor": field, "field": field, **facts, **rows_and_columns(facts)},
         cause="the batch already held it when the model was called",
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
@@ -144,7 +143,7 @@ def buffer(step: int | None, name: str, tensor: Tensor, spot: Spot, phase: str =
 
 
 def optimizer_state(
-    step: int, name: str, key: str, tensor: Tensor, optimizer: Optimizer, parameter: Tensor | None, spot: Spot
+    step: int, name: str, key: str, tensor: Tensor, *, optimizer: Optimizer, parameter: Tensor | None, spot: Spot
 ) -> Finding:
     """A moment or another tensor that an optimizer keeps is not finite."""
     facts = measure.nonfinite_facts(tensor)
@@ -178,47 +177,38 @@ def output(call: Call, name: str, step: int | None) -> Finding:
     )
 
 
-def ineffective_clip(step: int, function: str, spot: Spot, gradients: int, bound: float, norm: float | None) -> Finding:
-    """A clip that touched none of the gradients its optimizer received."""
-    saw = "no gradient at all" if gradients == 0 else "only gradients of an earlier step"
+def ineffective_clip(step: int, clip: Clip, received: float) -> Finding:
+    """A clip that touched none of the gradients its optimizer received: it ran too early, or got no parameters."""
+    empty = not clip.parameters
+    what = "got no parameters" if empty else "ran before backward()"
+    saw = "no parameters" if empty else "only gradients of an earlier step" if clip.gradients else "no gradient at all"
+    early = f"call {clip.function} between loss.backward() and optimizer.step()"
     return Finding(
         kind="ineffective-clip",
-        message=f"{function} had no effect at step {step}: it ran before backward()",
+        message=f"{clip.function} had no effect at step {step}: it {what}",
         step=step,
         phase="backward",
-        op=function,
-        source=shown(spot),
-        evidence={"bound": bound, "received": norm, "saw": saw},
-        cause="the clip ran before the backward() that made the gradients the optimizer used",
-        remedy=f"call {function} between loss.backward() and optimizer.step()",
+        op=clip.function,
+        source=shown(clip.spot),
+        evidence={"bound": clip.bound, "received": received, "saw": saw},
+        cause="the generator of parameters was used up before, by the optimizer or an earlier clip"
+        if empty
+        else "the clip ran before the backward() that made the gradients the optimizer used",
+        remedy="hand over model.parameters() anew, or keep the parameters in a list" if empty else early,
     )
 
 
-def empty_clip(step: int, function: str, spot: Spot, bound: float, norm: float | None) -> Finding:
-    """A clip over an exhausted iterator of parameters."""
-    return Finding(
-        kind="ineffective-clip",
-        message=f"{function} had no effect at step {step}: it got no parameters",
-        step=step,
-        phase="backward",
-        op=function,
-        source=shown(spot),
-        evidence={"bound": bound, "received": norm},
-        cause="the iterator of parameters was used up before, by the optimizer or an earlier clip",
-        remedy="hand over model.parameters() anew, or keep the parameters in a list",
-    )
-
-
-def scaled_clip(step: int, function: str, spot: Spot, scale: float, bound: float) -> Finding:
+def scaled_clip(step: int, clip: Clip) -> Finding:
     """A clip of gradients that were still multiplied by the loss scale."""
+    scale = clip.scale or 1.0
     return Finding(
         kind="scaled-clip",
-        message=f"{function} clipped scaled gradients at step {step}",
+        message=f"{clip.function} clipped scaled gradients at step {step}",
         step=step,
         phase="backward",
-        op=function,
-        source=shown(spot),
-        evidence={"loss scale": scale, "bound": bound, "effective bound": bound / scale},
+        op=clip.function,
+        source=shown(clip.spot),
+        evidence={"loss scale": scale, "bound": clip.bound, "effective bound": clip.bound / scale},
         cause="the gradients were still multiplied by the loss scale, so the bound was too small by that factor",
         remedy="call scaler.unscale_(optimizer) before clipping",
     )
@@ -240,15 +230,15 @@ def stuck_scale(step: int, attempts: int, scale: float | None, spot: Spot) -> Fi
     )
 
 
-def limit(name: str, bound: Limit, measured: float, step: int, what: str, phase: str, spot: Spot) -> Finding:
+def limit(name: str, bound: Limit, measured: float, *, step: int, what: str, phase: Phase) -> Finding:
     """A bound of the user's is broken."""
     below = name.startswith("min_")
     return Finding(
         kind="limit",
         message=f"{what} {measured:.4g} {'below' if below else 'above'} {name} {bound.value:g} at step {step}",
         step=step,
-        phase="forward" if phase == "forward" else "optimizer" if phase == "optimizer" else "backward",
-        source=shown(spot),
+        phase=phase,
+        source=user_line(2),
         evidence={"value": measured, "limit": bound.value, "limit_name": name, "limit_source": bound.source},
     )
 

@@ -1,0 +1,1 @@
+"""Baselines: what a training measured once, recorded in files under version control, and compared with later ones."""

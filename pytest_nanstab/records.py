@@ -1,0 +1,220 @@
+"""Test records: made where a test runs, riding on its report, gathered by the process that prints and writes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_nanstab.errors import StabilityError
+from pytest_nanstab.findings import jsonable
+from pytest_nanstab.items import WATCH, ItemWatch, carried, chain, limits_data
+from pytest_nanstab.settings import SETTINGS, Settings
+from pytest_nanstab.suite.expand import RECORD
+
+if TYPE_CHECKING:
+    from pytest_nanstab.suite.expand import CaseRecord
+
+_WORKER_KEY = "nanstab_environment"
+_PACKAGE = str(Path(__file__).parent) + os.sep
+_LINE = re.compile(r"\s+.+:\d+$")  # "        models/loss.py:12"
+
+
+def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Give a stability failure its block, and let the record of a test's call phase ride on its report."""
+    if call.excinfo is not None and isinstance(call.excinfo.value, StabilityError):
+        from pytest_nanstab.reporting import failure
+
+        report.longrepr = failure.longrepr(item, call.excinfo)
+    watch = item.stash.get(WATCH, None)
+    if watch is not None and watch.is_open:  # a subtest reports while the test still runs
+        if call.excinfo is not None and report.failed:
+            watch.failed_inside(call.excinfo.value)
+    elif call.when == "call":
+        record = _taken_from(item, report)
+        if record is not None:
+            _carry(item, call, report, record)
+
+
+def _taken_from(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any] | None:
+    """The record of what just ran; the item keeps none of it, for it lives as long as the session."""
+    if WATCH in item.stash:
+        watch = item.stash[WATCH]
+        del item.stash[WATCH]
+        return {"id": item.nodeid, **watch.record(), "outcome": _outcome(report, watch)}
+    if RECORD in item.stash:
+        case = item.stash[RECORD]
+        del item.stash[RECORD]
+        return {"id": item.nodeid, **_record_of_case(case), "outcome": _outcome(report, None)}
+    return None
+
+
+def _carry(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, record: dict[str, Any]) -> None:
+    _add_section(call, report, record)
+    _add_margins(record)
+    _publish(item, report, record)
+    if not _wants_lists(item.config.stash[SETTINGS], record):
+        record["run"] = {name: value if name == "steps" else [] for name, value in record["run"].items()}
+    report.nanstab = jsonable(record)  # type: ignore[attr-defined]
+
+
+def _record_of_case(case: CaseRecord) -> dict[str, Any]:
+    return {
+        "mode": "explicit",
+        "check": case.check,
+        "precision": case.precision,
+        "seed": case.seed,
+        "limits": limits_data(case.limits),
+        "run": None if case.run is None else case.run.as_dict(),
+        "headroom": {} if case.run is None else case.run.headroom,
+        "init_scale": case.init_scale,
+        "findings": [finding.as_dict() for finding in case.findings],
+        "used_torch": True,
+    }
+
+
+def _outcome(report: pytest.TestReport, watch: ItemWatch | None) -> str:
+    if hasattr(report, "wasxfail"):
+        return "xfailed" if report.outcome == "skipped" else "xpassed"
+    # pytest turns a passed test with a failed subtest into a failed one later, when it prints it.
+    return "failed" if report.passed and watch is not None and watch.has_failed_inside else report.outcome
+
+
+def _add_section(call: pytest.CallInfo[None], report: pytest.TestReport, record: dict[str, Any]) -> None:
+    """Tell what the failure itself, with its causes, does not show."""
+    shown = [] if call.excinfo is None else [finding.as_dict() for finding in carried(call.excinfo.value)]
+    untold = [finding for finding in record["findings"] if finding not in shown]
+    if untold:
+        from pytest_nanstab.findings import from_dict
+        from pytest_nanstab.reporting.block import render
+
+        report.sections.append(("nanstab", render([from_dict(finding) for finding in untold])))
+
+
+def tidy(call: pytest.CallInfo[None]) -> None:
+    """Leave only the user's own in the stability errors of a failure: frames of causes, lines in notes."""
+    failure = None if call.excinfo is None else call.excinfo.value
+    for error in chain(failure):
+        if isinstance(error, StabilityError):
+            if error is not failure:
+                from pytest_nanstab.reporting.failure import prune
+
+                prune(error)
+            _drop_own_lines(error)
+
+
+def _drop_own_lines(error: StabilityError) -> None:
+    """Take our own lines out of Hypothesis' "these lines were only run by failing examples": they always are."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    kept = [note for note in notes if not note.strip().startswith(_PACKAGE)]
+    explained = next((number for number, note in enumerate(kept) if note.startswith("Explanation:")), len(kept))
+    if len(kept) < len(notes) and not any(_LINE.match(note) for note in kept[explained:]):
+        del kept[explained:]
+    notes[:] = kept
+
+
+def _add_margins(record: dict[str, Any]) -> None:
+    from pytest_nanstab.reporting import model
+
+    sampled = record["mode"] != "explicit"
+    record["margins"] = model.margins(record["run"], record["limits"], headroom=record["headroom"], sampled=sampled)
+
+
+def _publish(item: pytest.Item, report: pytest.TestReport, record: dict[str, Any]) -> None:
+    """Hand the findings to JUnit and pytest-html."""
+    from pytest_nanstab.reporting import extras
+
+    if record["outcome"] in ("failed", "xfailed"):
+        # The XML takes the properties from the teardown's report, which copies the item's.
+        properties: list[tuple[str, object]] = [*extras.properties(record)]
+        item.user_properties[:] = [entry for entry in item.user_properties if entry not in properties] + properties
+        report.user_properties[:] = item.user_properties
+    extra = extras.html_extra(record) if item.config.pluginmanager.hasplugin("html") else None
+    if extra is not None:
+        report.extras = [*getattr(report, "extras", []), extra]  # type: ignore[attr-defined]
+
+
+def _wants_lists(settings: Settings, record: dict[str, Any]) -> bool:
+    """Four numbers per step of every test in a session would be a burden nobody asked for."""
+    return record["run"] is None or record["mode"] == "explicit" or bool(settings.reports)
+
+
+class Collector:
+    """Gathers the records that ride on reports; registered in the process that prints and writes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._settings = config.stash[SETTINGS]
+        self._records: dict[str, dict[str, Any]] = {}
+        self._workers: list[dict[str, Any]] = []
+        self._written: list[str] = []
+        self._failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep a test's record; a rerun replaces the one before."""
+        record = getattr(report, "nanstab", None)
+        if record is not None:
+            self._records[record["id"]] = record
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Keep what an xdist worker says about its environment: this process may never have imported torch."""
+        environment = getattr(node, "workeroutput", {}).get(_WORKER_KEY)
+        if environment is not None:
+            self._workers.append(environment)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the reports."""
+        if not self._settings.reports or self._config.getoption("collectonly"):
+            return
+        from pytest_nanstab.reporting import model
+
+        report = model.build(self._records.values(), self._environment())
+        for path in self._settings.reports:
+            self._write(path, report)
+
+    def _write(self, path: str, report: dict[str, Any]) -> None:
+        from pytest_nanstab.reporting import model
+
+        try:
+            model.write_json(path, report)
+        except OSError as error:
+            self._failed.append(f"could not write nanstab report {path}: {error.strerror or error}")
+        else:
+            self._written.append(f"nanstab report: {path}")
+
+    def _environment(self) -> dict[str, Any]:
+        from pytest_nanstab.reporting import model
+
+        own = model.environment(self._config)
+        told = next((environment for environment in self._workers if environment["devices"]), {})
+        return {**own, **told, "args": own["args"]}
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the section, and where the reports are."""
+        if self._records:
+            from pytest_nanstab.reporting.terminal import write_summary
+
+            write_summary(terminalreporter, list(self._records.values()), headroom=self._settings.headroom)
+        for line in self._written:
+            terminalreporter.write_line(line)
+        for line in self._failed:
+            terminalreporter.write_line(line, red=True, bold=True)
+
+
+class Messenger:
+    """Tells the controller about the environment of an xdist worker; registered in workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_sessionfinish(self) -> None:
+        """Send it with the worker's last message."""
+        if self._config.stash[SETTINGS].reports:
+            from pytest_nanstab.reporting import model
+
+            output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]
+            output[_WORKER_KEY] = model.environment(self._config)
