@@ -34,22 +34,20 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         if call.excinfo is not None and report.failed:
             watch.failed_inside(call.excinfo.value)
     elif call.when == "call":
-        record = _taken_from(item, report)
+        case = item.stash.get(RECORD, None)
+        record = watch.record() if watch is not None else None if case is None else _record_of_case(case)
         if record is not None:
-            _carry(item, call, report, record)
+            _carry(item, call, report, {"id": item.nodeid, **record, "outcome": _outcome(report, watch)})
+    elif call.when == "teardown":
+        _forget(item)
 
 
-def _taken_from(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any] | None:
-    """The record of what just ran; the item keeps none of it, for it lives as long as the session."""
+def _forget(item: pytest.Item) -> None:
+    """Drop the measurements: items live as long as the session."""
     if WATCH in item.stash:
-        watch = item.stash[WATCH]
         del item.stash[WATCH]
-        return {"id": item.nodeid, **watch.record(), "outcome": _outcome(report, watch)}
     if RECORD in item.stash:
-        case = item.stash[RECORD]
         del item.stash[RECORD]
-        return {"id": item.nodeid, **_record_of_case(case), "outcome": _outcome(report, None)}
-    return None
 
 
 def _carry(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport, record: dict[str, Any]) -> None:

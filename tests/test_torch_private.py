@@ -56,7 +56,7 @@ def test_modes_are_counted():
 
 
 def test_the_slot_of_compiled_calls():
-    """A function in `_compiled_call_impl` runs in place of the module's call, from a frame whose `self` is the module."""
+    """A function in `_compiled_call_impl` runs in place of the call, from a frame whose `self` is the module."""
     import sys
 
     module, seen = nn.Linear(2, 1), []
@@ -107,7 +107,7 @@ def test_steps_are_found_on_the_stack():
 
     class Outer(torch.optim.Optimizer):
         def step(self, closure=None):
-            inner.step()
+            inner.step(closure)
 
     outer = Outer([p], {})
     handle = inner.register_step_pre_hook(lambda *_: seen.append(torch_private.enclosing_step()))

@@ -503,7 +503,8 @@ def test_a_bad_loss_without_any_optimizer(ask):
     x, y = next(batches(1))
     assert ask(lambda: loss_of(model, x, y).backward()) == []
     model.zero_grad()
-    assert kinds(ask(lambda: (loss_of(model, x, y) * NAN).backward())) == ["nonfinite-loss"]
+    bad = loss_of(model, x, y) * NAN
+    assert kinds(ask(bad.backward)) == ["nonfinite-loss"]
 
 
 @every_way
@@ -544,7 +545,7 @@ class OwnBatch(nn.Module):
 
 class Keywords(OwnBatch):
     def forward(self, *, x, mask=None):
-        return self.inner(x)
+        return self.inner(x if mask is None else x * mask)
 
 
 class Dictionary(OwnBatch):
@@ -553,8 +554,8 @@ class Dictionary(OwnBatch):
 
 
 CALLS = {
-    "positional": (mlp, lambda model, x, y: model(x)),
-    "keyword": (Keywords, lambda model, x, y: model(x=x, mask=None)),
+    "positional": (mlp, lambda model, x, _: model(x)),
+    "keyword": (Keywords, lambda model, x, _: model(x=x, mask=None)),
     "dict": (Dictionary, lambda model, x, y: model({"x": x, "y": y})),
     "nested": (Dictionary, lambda model, x, y: model({"x": x, "meta": [{"y": y}]})),
     "own class": (OwnBatch, lambda model, x, y: model(Batch(x, y))),

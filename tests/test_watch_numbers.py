@@ -51,7 +51,7 @@ def some(model):
 
 
 CLIPS = {
-    "none": lambda model: None,
+    "none": lambda _: None,
     "norm": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.5),
     "norm that does nothing": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 1e6),
     "L1 norm": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.5, norm_type=1),
@@ -329,9 +329,9 @@ def test_update_ratios_count_what_can_be_counted():
         zero.grad, one.grad = torch.ones(2), torch.ones(2)
         optimizer.step()
     assert run.update_ratio == [pytest.approx(0.1)]
+    optimizer = torch.optim.SGD([one, zero], 0.1)
+    optimizer.param_groups[0]["lr"] = math.nan
     with pytest.raises(StabilityError) as caught, watch(max_update_ratio=0.5):
-        optimizer = torch.optim.SGD([one, zero], 0.1)
-        optimizer.param_groups[0]["lr"] = math.nan
         optimizer.step()
     assert math.isnan(caught.value.findings[0].evidence["value"])
 
@@ -360,7 +360,9 @@ def test_headroom_of_models_that_are_gone():
             model = mlp(seed)
             train(model, torch.optim.SGD(model.parameters(), 0.01), 1)
             del model
-    assert set(region.run.headroom["parameter"]) == {f"{n} float32" for n in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    assert set(region.run.headroom["parameter"]) == {
+        f"{n} float32" for n in ("0.weight", "0.bias", "2.weight", "2.bias")
+    }
     assert set(region.run.headroom["activation"]) == {"0 float32", "1 float32", "2 float32"}
 
 

@@ -319,7 +319,7 @@ def test_at_most_four_optimizers_are_held(region):
 
 
 def test_nothing_of_the_users_is_kept():
-    """After a region, also one with findings and leftovers, model, optimizer, batch and loss die with their last name."""
+    """After a region, also one with findings, model, optimizer, batch and loss die with their last name."""
     for bad in (0, 3):
         region = zero_change()
         with region:
@@ -414,7 +414,7 @@ def test_an_optimizer_that_raises(ask):
 
     class Failing(torch.optim.SGD):
         def step(self, closure=None):
-            raise RuntimeError("no")
+            raise RuntimeError(f"no {closure}")
 
     def body():
         x, y = next(batches(1))

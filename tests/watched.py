@@ -13,6 +13,8 @@ from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
+torch.set_num_threads(1)  # the models here are tiny: threads cost far more than they save
+
 Body = Callable[[], object]
 Asked = Callable[[Body], list[str]]
 

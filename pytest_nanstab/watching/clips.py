@@ -150,6 +150,8 @@ def without_effect(clip: Clip, backwards: int, before: int, parameters: Sequence
     before that backward. In an accumulation loop the clipped gradients survive, and the clip has an effect. `backwards`
     counts backward calls up to now, `before` those up to the optimizer's last step.
     """
+    if math.isinf(clip.bound):
+        return False  # nothing was to be clipped: the call only reads the norm
     if not clip.parameters:
         return clip.backwards == backwards
     mine = {id(p) for p in parameters}

@@ -24,6 +24,7 @@ class GradientJudge:
         self._region = region
         self.clips = Clips()
         self.scaling = scaling.Scaling()
+        self._skip_spot: tuple[str, int] | None = None
 
     def judge(self, optimizer: Optimizer, norm: GradientNorm, scale: float) -> None:
         """Judge the step that is about to run; `scale` is a loss scale that the optimizer's own kernel takes off."""
@@ -143,11 +144,16 @@ class GradientJudge:
         self.clips.unscaled(ids)
 
     def skipped(self, parameters: list[Tensor]) -> None:
-        """A step was left out because its gradients overflowed: normal now and then, not `STUCK_ATTEMPTS` in a row."""
-        __tracebackhide__ = True
+        """A step was left out because its gradients overflowed: normal now and then, and while the scale settles."""
         self.clips.forget(parameters)
-        if self.scaling.attempted(skipped=True):
-            self._report_stuck(self.scaling.scale)
+        self.scaling.attempted(skipped=True)
+        self._skip_spot = user_spot(2)
+
+    def finish(self) -> None:
+        """Judge a loss scale that never recovered: none of the last `STUCK_ATTEMPTS` steps succeeded."""
+        __tracebackhide__ = True
+        if self.scaling.skipped_in_a_row >= scaling.STUCK_ATTEMPTS:
+            self._report_stuck(self.scaling.last_scale, self._skip_spot)
 
     @torch_private.past_modes
     def scaler_updated(self, scaler: Any) -> None:
@@ -156,12 +162,12 @@ class GradientJudge:
         self.scaling.updated(scaler)
         if self.scaling.fell_below_one:
             self.scaling.fell_below_one = False
-            self._report_stuck(float(scaler.get_scale()))
+            self._report_stuck(float(scaler.get_scale()), user_spot(2))
 
-    def _report_stuck(self, scale: float | None) -> None:
+    def _report_stuck(self, scale: float | None, spot: tuple[str, int] | None) -> None:
         __tracebackhide__ = True
         attempts = self.scaling.skipped_in_a_row
-        self._region.report(verdicts.stuck_scale(self._region.run.steps, attempts, scale, user_spot(2)))
+        self._region.report(verdicts.stuck_scale(self._region.run.steps, attempts, scale, spot))
 
 
 def _same(left: list[Tensor] | Any, right: list[Tensor]) -> bool:

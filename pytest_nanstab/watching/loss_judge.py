@@ -39,7 +39,7 @@ class LossJudge:
         __tracebackhide__ = True
         region = self._region
         if region.pending is not None and region.pending.discarded(set(region.state.owned())):
-            self._discard()
+            self._settle_pending(region.pending)
         if not math.isfinite(value):
             if region.pending is None:
                 self._begin(tensors, value)
@@ -57,10 +57,26 @@ class LossJudge:
         hidden = [p for root in region.names.roots() for p in root.parameters()]
         candidates = [*leaves_of(tensors), *hidden, *region.state.owned().values()]
         region.pending = pending = PendingLoss(region.run.steps + 1, value, user_spot(2), candidates)
+        pending.backwards = region.backwards + 1
         pending.batch = region.context.get("batch")
         pending.data = region.outputs.bad_data()
         pending.watch_clearing(self._clearing)
         region.alert = True
+
+    def _settle_pending(self, pending: PendingLoss) -> None:
+        """The gradients of a non-finite loss are gone: left out, or used by an update written by hand before."""
+        __tracebackhide__ = True
+        if pending.broke_parameters():
+            self._report_by_hand(pending)
+        else:
+            self._discard()
+
+    def _report_by_hand(self, pending: PendingLoss) -> None:
+        """Report a loss that an update written by hand has used; without an optimizer each backward is a step."""
+        __tracebackhide__ = True
+        if not self._region.run.steps:
+            pending.step = pending.backwards
+        self._report(pending)
 
     def _settle(self, call: Call, loss: Any) -> None:
         """A finite loss comes after a bad output: it absorbed the NaN, or was computed from something else."""
@@ -114,13 +130,13 @@ class LossJudge:
         __tracebackhide__ = True
         region, call, name = self._region, self._call, None
         self.drop()
-        broken = region.state.broken(pending.step - 1)
+        broken = region.state.broken(pending.step - 1) if region.run.steps else None
         if broken is not None:
             region.report(broken)
             return
         if call is not None and self._call_step == pending.step:
             name = verdicts.display_name(call.module)
-            if call.input_path is not None:
+            if call.input_path is not None and not call.input_computed:
                 spot = call.spot or pending.spot
                 region.report(verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot))
                 return
@@ -167,6 +183,8 @@ class LossJudge:
         if pending is not None:
             if not pending.discarded(known):
                 self._finish_pending(pending, call, known)
+            elif pending.broke_parameters():
+                self._report_by_hand(pending)
         elif call is not None and not (call.module.training and any(id(p) in known for p in call.module.parameters())):
             self._report_output(call)
         if self._evaluated is not None:
@@ -178,7 +196,7 @@ class LossJudge:
         leaves = {id(leaf) for leaf in pending.leaves}
         if leaves & known or self._region.gradients.clips.saw_nonfinite(leaves):
             self._region.run.skipped_steps += 1
-        elif pending.data is None and (call is None or call.input_path is None):
+        elif pending.data is None and (call is None or call.input_path is None or call.input_computed):
             # Bad data is a finding only when a step used it.
             self._report(pending)
 

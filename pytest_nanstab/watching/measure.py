@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.watching import torch_private
 
@@ -52,7 +53,7 @@ def tensors_in(obj: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, 
     elif isinstance(obj, (list, tuple)):
         for index, value in enumerate(obj):
             yield from tensors_in(value, f"{path}[{index}]", depth + 1)
-    elif hasattr(obj, "__dataclass_fields__"):
+    elif hasattr(type(obj), "__dataclass_fields__"):
         yield from tensors_in({name: getattr(obj, name, None) for name in obj.__dataclass_fields__}, path, depth + 1)
 
 
@@ -84,7 +85,7 @@ def plain(tensor: Tensor) -> Tensor | None:
     that keep their numbers elsewhere (fake and quantised ones). Sparse and nested tensors give their values,
     distributed ones the local shard, complex ones their real and imaginary parts.
     """
-    if torch_private.unreadable(tensor):
+    if is_lazy(tensor) or torch_private.unreadable(tensor):
         return None
     kind = type(tensor)
     if kind not in (Tensor, torch.nn.Parameter):

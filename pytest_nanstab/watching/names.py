@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.watching import measure, torch_private
 
@@ -21,11 +22,15 @@ class _Found:
 
 
 class Names:
-    """The outermost modules seen, by weak reference, in order of their first call."""
+    """The outermost modules seen, by weak reference, in order of their first call.
+
+    Of a module that dies before the end its buffers are kept, and the names of parameters that an optimizer steps.
+    """
 
     def __init__(self) -> None:
         self._roots: list[weakref.ref[nn.Module]] = []
-        self._buffers: weakref.WeakKeyDictionary[nn.Module, dict[str, _Found]] = weakref.WeakKeyDictionary()
+        self._buffers: list[_Buffers] = []
+        self._labels: dict[int, str] = {}
 
     @torch_private.past_modes
     def add(self, module: nn.Module) -> bool:
@@ -33,13 +38,28 @@ class Names:
         if any(reference() is module for reference in self._roots):
             return False
         self._roots.append(weakref.ref(module))
-        self._buffers[module] = {name: _as_found(buffer) for name, buffer in _buffers(module)}
+        holders = [(path, part._buffers) for path, part in module.named_modules() if part._buffers]
+        if holders:
+            self._buffers.append(_Buffers(holders))
         return True
 
     def accept_buffers(self) -> None:
         """Take the buffers as they are now for how they are meant."""
+        for buffers in self._buffers:
+            buffers.accept()
+
+    def learn(self, parameters: Iterable[Tensor]) -> None:
+        """Note the names of parameters that are about to be held: their module may die before they do."""
+        wanted = {id(parameter) for parameter in parameters}
         for root in self.roots():
-            self._buffers[root] = {name: _as_found(buffer) for name, buffer in _buffers(root)}
+            for name, parameter in root.named_parameters(remove_duplicate=False):
+                if id(parameter) in wanted:
+                    self._labels.setdefault(id(parameter), name)
+
+    def unlearn(self, parameters: Iterable[Tensor]) -> None:
+        """Parameters are let go: another tensor may get their identity."""
+        for parameter in parameters:
+            self._labels.pop(id(parameter), None)
 
     def roots(self) -> Iterator[nn.Module]:
         """The outermost modules that are still alive."""
@@ -54,7 +74,7 @@ class Names:
             for name, candidate in root.named_parameters(remove_duplicate=False):
                 if candidate is parameter:
                     return name
-        return None
+        return self._labels.get(id(parameter))
 
     def path(self, owner: Any) -> str:
         """The dotted name of a module or parameter; of an outermost or unknown one the name of its class."""
@@ -82,12 +102,38 @@ class Names:
         Only NaN and infinities that were not there at first count: sentinels are meant. Whether a buffer was written to
         cannot be asked: batch norm leaves the version of its statistics alone.
         """
-        for root in self.roots():
-            found = self._buffers.get(root, {})
-            for name, buffer in _buffers(root):
-                if _broken(name, buffer, found.get(name, _Found(nan=False, inf=False))):
-                    return name, buffer
-        return None
+        return next((bad for buffers in self._buffers for bad in buffers.broken()), None)
+
+    def forget(self) -> None:
+        """Drop every reference to the user's objects."""
+        self._roots.clear()
+        self._buffers.clear()
+        self._labels.clear()
+
+
+class _Buffers:
+    """The buffers of one outermost module: the dictionaries its parts keep them in, which outlive the module here."""
+
+    def __init__(self, holders: list[tuple[str, dict[str, Tensor | None]]]) -> None:
+        self._holders = holders
+        self._found: dict[str, _Found] = {}
+        self.accept()
+
+    def accept(self) -> None:
+        """Take the buffers as they are now for how they are meant."""
+        self._found = {name: _as_found(buffer) for name, buffer in self._all()}
+
+    def broken(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that were broken since."""
+        for name, buffer in self._all():
+            if _broken(name, buffer, self._found.get(name, _Found(nan=False, inf=False))):
+                yield name, buffer
+
+    def _all(self) -> Iterator[tuple[str, Tensor]]:
+        for path, buffers in self._holders:
+            for name, buffer in buffers.items():
+                if buffer is not None and not is_lazy(buffer) and buffer.is_floating_point():
+                    yield f"{path}.{name}" if path else name, buffer
 
 
 def _as_found(buffer: Tensor) -> _Found:
@@ -103,12 +149,6 @@ def _broken(name: str, buffer: Tensor, before: _Found) -> bool:
     if seen.has_nan:
         return not before.nan
     return name.rpartition(".")[2].startswith("running_") and not before.inf
-
-
-def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, buffer in module.named_buffers():
-        if buffer.is_floating_point():
-            yield name, buffer
 
 
 def owner(name: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ class Call:
         self.spot = user_spot(3)
         self.output_path = path
         self.output_facts = _facts_at(output, path)
-        self.input_path, self.input_facts = bad_input(args, kwargs)
+        self.input_path, self.input_facts, self.input_computed = bad_input(args, kwargs)
         self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
         self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
 
@@ -65,16 +66,18 @@ class Call:
         return bool(self._nodes) and any(node in self._nodes for node in nodes_of(loss))
 
 
-def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any]]:
-    """Where data handed to a module holds NaN or +Inf, and what it looks like there.
+def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any], bool]:
+    """Where what is handed to a module holds NaN or +Inf, what it looks like, and whether gradients flow through it.
+
+    With a gradient it was computed from parameters, so it is no data.
 
     An input that holds -Inf and nothing else unusual is an additive attention mask, not bad data.
     """
     for path, tensor in _named_inputs(args, kwargs):
         seen = measure.extent(tensor)
         if seen is not None and (seen.has_nan or seen.high == float("inf")):
-            return path, measure.nonfinite_facts(tensor)
-    return None, {}
+            return path, measure.nonfinite_facts(tensor), tensor.grad_fn is not None
+    return None, {}, False
 
 
 def _named_inputs(args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -177,6 +180,17 @@ class OutputWatch:
         """Drop the last reference to something of the user's."""
         self._only = None
 
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Without the global hook for as long as torch looks for such hooks."""
+        was_armed = self._armed is not None
+        self._disarm()
+        try:
+            yield
+        finally:
+            if was_armed and self._installed:
+                self._arm()
+
     def sample(self) -> None:
         """Look at the next outermost call, whichever module it is."""
         if self._transient is None:
@@ -194,8 +208,8 @@ class OutputWatch:
         for counter in self._counted:
             fed, module = counter.fed() if counter.fed is not None else None, counter.module()
             if fed is not None and module is not None:
-                path, facts = bad_input((fed,), {})
-                if path is not None:
+                path, facts, computed = bad_input((fed,), {})
+                if path is not None and not computed:
                     return type(module).__name__, facts
         return None
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_nanstab.watching import torch_private
-from pytest_nanstab.watching.measure import plain
+from pytest_nanstab.watching.measure import extent, plain
 from pytest_nanstab.watching.patches import Patches
 
 _MAX_NODES = 200_000
@@ -29,6 +29,7 @@ class PendingLoss:
         self.value = value
         self.spot = spot
         self.batch: object = None
+        self.backwards = 0
         self.data: tuple[str, dict[str, Any]] | None = None  # (module, facts) of bad data it was computed from
         self.cleared = False
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
@@ -64,6 +65,11 @@ class PendingLoss:
         mine = [trace for trace in self._touched if id(trace.leaf) in owned]
         parameters = [trace for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
         return not any(trace.remains() for trace in mine or parameters or self._touched)
+
+    def broke_parameters(self) -> bool:
+        """Whether a tensor that got a gradient from it is not finite now: something has used that gradient."""
+        seen = [extent(trace.leaf) for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
+        return any(found is not None and not found.finite for found in seen)
 
     def used_by(self, parameters: Sequence[Tensor]) -> bool | None:
         """Whether a step over `parameters` uses its gradients; None when they belong to other parameters."""

@@ -7,6 +7,7 @@ when a step is due to be judged or when something is wrong.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter_ns
@@ -73,6 +74,8 @@ class Region:
         self._copies: list[tuple[Tensor, Tensor]] = []
         self._patches = Patches()
         self._rooted = False
+        self._thread = threading.get_ident()
+        self._elsewhere: list[Finding] = []
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._started = self._paused = perf_counter_ns()
         self._own = 0
@@ -131,6 +134,7 @@ class Region:
             self._patches.handle(register_optimizer_step_post_hook(self._after_step))
         if self.headroom is not None:
             self.headroom.install()
+        torch_private.hide_hooks(self._patches, self.outputs.hidden)
         self.outputs.install()
 
     def _suspend(self) -> None:
@@ -169,6 +173,9 @@ class Region:
         if not known:
             self.findings.append(finding)
         if self.options.raises and not self.finished:
+            if threading.get_ident() != self._thread:
+                self._elsewhere.append(finding)  # a test does not see what is raised in its threads
+                return
             raise error_from([finding])
 
     def _in_context(self, finding: Finding) -> Finding:
@@ -319,7 +326,7 @@ class Region:
         if any(finding.is_nonfinite for finding in self.findings):
             for outer in _ACTIVE:
                 outer.state.disown_broken()
-        late = self.findings[before:]
+        late = [*self._elsewhere, *self.findings[before:]]
         if late and self.options.raises and not quiet:
             raise error_from(late)
 
@@ -328,6 +335,7 @@ class Region:
         __tracebackhide__ = True
         self.losses.finish()
         self.state.judge_all()
+        self.gradients.finish()
 
     def _close_run(self) -> None:
         run = self.run
@@ -342,6 +350,7 @@ class Region:
         self.outputs.forget()
         self.options = replace(self.options, model=None)
         self.state.forget()
+        self.names.forget()
         self.gradients = GradientJudge(self)
         self._copies.clear()
         self._updates = Updates() if self._updates is not None else None

@@ -19,6 +19,7 @@ class Scaling:
     def __init__(self) -> None:
         self.scale: float | None = None
         self.unscaled: set[int] = set()  # ids of parameters whose gradients were unscaled
+        self.last_scale: float | None = None  # the scale of the last attempted step
         self.skipped_in_a_row = 0
         self.fell_below_one = False
         self._scaled: weakref.ref[Tensor] | None = None  # the scaled loss
@@ -52,10 +53,10 @@ class Scaling:
         """Whether the gradients of these parameters are still multiplied by a scale other than 1."""
         return self.scale not in (None, 1.0) and not any(id(p) in self.unscaled for p in parameters)
 
-    def attempted(self, skipped: bool) -> bool:
-        """Count an attempted step; True once the loss scale is stuck."""
+    def attempted(self, *, skipped: bool) -> None:
+        """Count an attempted step."""
+        self.last_scale = self.scale
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        return self.skipped_in_a_row == STUCK_ATTEMPTS
 
 
 def fused_scale(optimizer: Any) -> float:

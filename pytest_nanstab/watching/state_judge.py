@@ -74,6 +74,7 @@ class StateJudge:
             self._held.append(optimizer)
             if len(self._held) > state.MAX_HELD:
                 self._release(self._held.pop(0))
+        self._region.names.learn(parameters)
         new = self.norms[id(optimizer)] = GradientNorm(parameters, len(optimizer.param_groups))
         new.backwards = norm.backwards if isinstance(norm, GradientNorm) else 0
         return new
@@ -87,6 +88,7 @@ class StateJudge:
             return
         self._let_go[key] = weakref.ref(optimizer, lambda _: norms.pop(key, None))
         self.judge(optimizer)
+        self._region.names.unlearn(state.parameters_of(optimizer))
 
     def known(self) -> Iterator[Optimizer]:
         """The optimizers that are held, the latest first, then those let go that still live."""

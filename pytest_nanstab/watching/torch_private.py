@@ -123,6 +123,22 @@ def enclosing_step() -> Any:
     return None
 
 
+def hide_hooks(patches: Any, hidden: Callable[[], AbstractContextManager[None]]) -> None:
+    """Let torch ask for global module hooks as if ours were not there: `torch.compile` warns about any."""
+    module = torch.nn.modules.module
+    if not hasattr(module, "_has_any_global_hook"):
+        return
+
+    def make(original: Callable[[], Any]) -> Callable[[], Any]:
+        def has_any_global_hook() -> Any:
+            with hidden():
+                return original()
+
+        return has_any_global_hook
+
+    patches.attribute(module, "_has_any_global_hook", make)
+
+
 # -- a cheap hook on one module's calls --------------------------------------------------------------------------------
 
 

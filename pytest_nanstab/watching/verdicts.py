@@ -58,7 +58,7 @@ def input_of_step(step: int, name: str, field: str, facts: dict[str, Any], spot:
         module=name,
         source=shown(spot),
         evidence={"tensor": field, "field": field, **facts, **rows_and_columns(facts)},
-        cause="the batch already held it when the model was called",
+        cause="it was there before the model was called: in the batch, or made on its way to the model",
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )
 
@@ -104,7 +104,7 @@ def parameter(
 ) -> Finding:
     """A parameter is not finite; `step` is the last optimizer step done, 0 before the first."""
     facts = measure.nonfinite_facts(tensor)
-    when = "before the first step" if step == 0 else f"after step {step}" if step else "at the end"
+    when = "before any optimizer step" if step == 0 else f"after step {step}" if step else "at the end"
     numbers = state.hyperparameters(optimizer, tensor) if optimizer is not None else {}
     rate = state.bad_rate(optimizer) if optimizer is not None else None
     return Finding(
@@ -225,7 +225,7 @@ def stuck_scale(step: int, attempts: int, scale: float | None, spot: Spot) -> Fi
         op="GradScaler.update",
         source=shown(spot),
         evidence={"skipped in a row": attempts, "loss scale": scale},
-        cause="every backward pass gives NaN or Inf gradients, whatever the scale",
+        cause="backward passes go on giving NaN or Inf gradients although the scale is halved after each of them",
         remedy="look for the operation that overflows in float16 itself; bfloat16 needs no scaling",
     )
 
