@@ -50,7 +50,8 @@ class Finding:
         module: dotted path of the module, or of the parameter or buffer, as `named_modules` has it.
         op: the torch operation, where it is known.
         source: the user's own line, "models/attention.py:31".
-        evidence: measured numbers and short texts, JSON-able except for non-finite floats; the failure block prints them in this order.
+        evidence: measured numbers and short texts, JSON-able except for non-finite floats; the failure block prints
+            them in this order.
         cause: why, in the words of the field; None where the evidence does not support one.
         remedy: what to change.
     """
@@ -80,7 +81,8 @@ class Finding:
 
 def from_dict(data: Mapping[str, Any]) -> Finding:
     """The inverse of `Finding.as_dict` (numbers that were not finite stay strings)."""
-    return Finding(**{name: data.get(name) for name in Finding.__dataclass_fields__})
+    fields: dict[str, Any] = {name: data.get(name) for name in Finding.__dataclass_fields__}
+    return Finding(**fields)
 
 
 def jsonable(value: Any) -> Any:

@@ -103,7 +103,9 @@ def test_time_bound_leaves_the_rest():
     assert survey_batches(batches).complete is True
 
 
-@pytest.mark.parametrize("empty", [[], iter(()), list, DataLoader(TensorDataset(torch.empty(0, 2)))], ids=lambda empty: type(empty).__name__)
+@pytest.mark.parametrize(
+    "empty", [[], iter(()), list, DataLoader(TensorDataset(torch.empty(0, 2)))], ids=lambda empty: type(empty).__name__
+)
 def test_empty_loader_is_an_error(empty):
     """A check of nothing does not pass."""
     with pytest.raises(ValueError, match="batches is empty: nothing was checked"):

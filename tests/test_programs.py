@@ -1,4 +1,4 @@
-"""Programs as people write them: `--nanstab` fails the broken ones, for the right reason, and lets the tricky ones be."""
+"""Programs as people write them: `--nanstab` fails the broken ones, for their reason, and lets the tricky ones be."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class TestPass:
     def test_clip_that_only_reads_the_norm(self):
         m=mlp(); o=Adam(m.parameters())
         for _ in range(5):
-            o.zero_grad(); m(torch.randn(4,8)).pow(2).mean().backward(); nn.utils.clip_grad_norm_(m.parameters(),1.); o.step(); nn.utils.clip_grad_norm_(m.parameters(),float("inf"))
+            o.zero_grad(); m(torch.randn(4,8)).pow(2).mean().backward()
+            nn.utils.clip_grad_norm_(m.parameters(),1.); o.step()
+            nn.utils.clip_grad_norm_(m.parameters(),float("inf"))
     def test_scale_that_settles(self):
         sc=torch.amp.GradScaler("cpu",init_scale=2.**60); m=mlp(); o=SGD(m.parameters(),1e-30)
         for i in range(70):
@@ -82,7 +84,7 @@ class TestPass:
         M()(torch.randn(2))
     @pytest.mark.filterwarnings("error")
     def test_compile_with_warnings_as_errors(self):
-        m=mlp(); c=torch.compile(m,backend="eager"); c(torch.randn(4,8)); 
+        m=mlp(); c=torch.compile(m,backend="eager"); c(torch.randn(4,8))
 """
 KINDS = {
     "test_poisoned_batch_norm": "nonfinite-buffer",

@@ -291,7 +291,7 @@ def test_common_faults_are_found_within_a_few_hundred_examples(name):
 
 
 def test_most_batches_have_many_distinct_values():
-    """More than 100 distinct values in many examples (most, with today's Hypothesis), plain constants among the others."""
+    """More than 100 distinct values in many examples (most, with today's Hypothesis), constants among the others."""
     counts = []
 
     @settings(QUICK, max_examples=200, phases=[Phase.generate])

@@ -137,7 +137,9 @@ def _failure_line(group: str, record: Record, width: int) -> str:
 
 def _least_headroom(records: Sequence[Record], headroom: int | None) -> list[str]:
     """The table of each test's least margin, nearest first."""
-    nearest = _distinct((min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins")))
+    nearest = _distinct(
+        (min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins"))
+    )
     nearest.sort(key=lambda row: _margin(row[0]))
     if headroom is None:
         shown = [row for row in nearest if _margin(row[0]) < NARROW_BITS]

@@ -110,10 +110,10 @@ class GradientJudge:
     @torch_private.past_modes
     def norm_clipped(self, parameters: list[Tensor], total: Any, bound: Any, order: Any) -> None:
         """`clip_grad_norm_` has returned `total`."""
-        # The norm of distributed gradients would take a collective to read.
-        value = measure.plain(total) if type(total) is Tensor else None
+        value = measure.plain(total) if isinstance(total, Tensor) else None
         number = None if value is None else float(value)
-        kept = None if number is None else factor(number, float(bound))
+        # Of distributed gradients only this rank's part can be read without a collective.
+        kept = None if number is None or type(total) is not Tensor else factor(number, float(bound))
         self._add("clip_grad_norm_", parameters, float(bound), number if float(order) == 2 else None, kept)
 
     @torch_private.past_modes

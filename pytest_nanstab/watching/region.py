@@ -163,8 +163,10 @@ class Region:
     def report(self, finding: Finding) -> None:
         """Record a finding, and raise it where the region raises. Only the first non-finite one is a root cause."""
         __tracebackhide__ = True
+        # A test does not see what is raised in its threads: that is kept for the end.
+        here = self.options.raises and threading.get_ident() == self._thread
         if finding.is_nonfinite:
-            if self._rooted and not self.options.raises:
+            if self._rooted and (self._elsewhere or not here):
                 return
             self._rooted = True
         finding = self._in_context(finding)
@@ -172,11 +174,12 @@ class Region:
         self._known.add((finding.kind, finding.module, finding.source))
         if not known:
             self.findings.append(finding)
-        if self.options.raises and not self.finished:
-            if threading.get_ident() != self._thread:
-                self._elsewhere.append(finding)  # a test does not see what is raised in its threads
-                return
+        if self.finished:
+            return
+        if here:
             raise error_from([finding])
+        if self.options.raises:
+            self._elsewhere.append(finding)
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}
