@@ -53,7 +53,10 @@ def add_ini(parser: pytest.Parser) -> None:
         parser.addini(f"nanstab_{name}", f"{text}; for explicit tests", type="float", default=None)
     parser.addini("nanstab_device", "device that suites train on: cpu, cuda, cuda:1, mps", type="string", default="cpu")
     parser.addini(
-        "nanstab_explain", f"how a failure is traced to its origin: {', '.join(EXPLAIN)}", type="string", default=""
+        "nanstab_explain",
+        f"how a failure is traced to its operation: {', '.join(EXPLAIN)} (no effect yet)",
+        type="string",
+        default="",
     )
     parser.addini(
         "nanstab_fail_grade",

@@ -128,6 +128,7 @@ def test_symbols_are_told_from_numbers():
     assert seen[1]
     assert not torch_private.functorch_active()
     assert torch_private.tracing_state() is None
+    assert torch_private.compiling_now() is None
 
 
 def test_foreach_kernels():

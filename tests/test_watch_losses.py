@@ -268,6 +268,7 @@ def test_gradients_with_a_graph(ask):
 
 @every_way
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp")  # torch 2.4's own
 def test_checkpointing(ask, reentrant):
     """A checkpointed part of the model is as good as any: bad losses are found, healthy ones and guards are not."""
     model = mlp()

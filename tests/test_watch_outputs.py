@@ -375,7 +375,7 @@ def test_shallow_copies_made_by_hand(region):
 
 @pytest.mark.parametrize("region", [watch, zero_change])
 @pytest.mark.parametrize("calls", [0, 300])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_tracing_and_scripting(region, calls):
     """A watched module can be traced and scripted, and what comes out is the same as without a watch."""
     model, x = mlp(), torch.randn(2, 4)
@@ -446,7 +446,7 @@ def test_exporting_inside_a_watch():
 
 
 @every_way
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # jvp scripts its formulas
+@pytest.mark.filterwarnings("ignore:.torch.jit")  # jvp scripts its formulas
 def test_functional_calls_and_transforms(ask):
     """`functional_call`, `vmap`, `grad` and `jacrev` of a module are no business of the watch's, and work."""
     model, x = mlp(), torch.randn(3, 4)

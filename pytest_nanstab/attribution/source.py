@@ -39,7 +39,7 @@ def place(filename: str, line: int) -> str:
     """A line as "models/attention.py:31", relative to the working directory when it lies below it."""
     try:
         shown = os.path.relpath(filename)
-    except ValueError:  # another drive on Windows
+    except (ValueError, OSError):  # another drive on Windows; a working directory that was deleted
         shown = filename
     return f"{filename if shown.startswith('..') else shown}:{line}"
 

@@ -21,7 +21,8 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
     isfinite = math.isfinite
     inside = False
-    bound = region.options.limits.get("max_loss")
+    stated = region.options.limits.get("max_loss")
+    bound = math.inf if stated is None else stated.value
 
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
         nonlocal inside
@@ -40,7 +41,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
             if region.gradients.scaling.scale is not None:
                 value = region.gradients.scaling.loss(tensors, value)
             region.loss = value
-            if bound is not None or region.alert or not isfinite(value):
+            if region.alert or not isfinite(value) or not -bound <= value <= bound:
                 region.before_backward(tensors, value)
         if region.gradients.clips.calls:
             region.gradients.clips.before_backward(region.backwards)
@@ -185,7 +186,7 @@ def entering(region: Region) -> Callable[[Any], Any]:
         wake = region.outputs.gradients_off
 
         def enter(self: Any) -> Any:
-            if region.active:
+            if region.active and getattr(self, "mode", True):  # inference_mode(False) switches nothing off
                 wake()
             return original(self)
 

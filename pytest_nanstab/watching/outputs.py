@@ -31,8 +31,9 @@ _SHARE = 0.005
 _ALLOWANCE_NS = 1_000_000
 # A module called this often keeps a hook: putting one on and off around every call costs more.
 _OFTEN = 64
-# So many outermost calls of a test are judged in any case: short tests must not depend on the machine's speed.
-_FIRST = 32
+# So many outermost calls of a test are judged in any case: short tests must not depend on the machine's speed. With
+# gradients on they only help to name bad data, since the loss is judged at every step.
+_FIRST, _FIRST_IN_TRAINING = 32, 8
 # After so many times that gradients were switched off and no module was called, it is no sign of an evaluation.
 _MISSES = 32
 # What the clock sees of our own work is about half of what it costs (cold caches, the call around it).
@@ -200,7 +201,8 @@ class OutputWatch:
         """Somebody switched gradients off: probably an evaluation, perhaps of a module not seen so far."""
         if self._armed is None and self._transient is None and self._misses < _MISSES:
             self._misses += 1
-            self._arm()
+            if torch_private.compiling_now() is None:  # a hook that comes up now would be compiled in
+                self._arm()
 
     @torch_private.past_modes
     def bad_data(self) -> tuple[str, dict[str, Any]] | None:
@@ -258,7 +260,8 @@ class OutputWatch:
         finally:
             now = perf_counter_ns()
             self._own += now - begun
-            closely = self.seen < _FIRST or (self.seen < _OFTEN and (self._always() or self._affordable(now)))
+            first = _FIRST_IN_TRAINING if torch.is_grad_enabled() else _FIRST
+            closely = self.seen < first or (self.seen < _OFTEN and (self._always() or self._affordable(now)))
             if closely or (not self._keep_counting(module, output) and self._always()):
                 self._arm()
             self._looked_at = now

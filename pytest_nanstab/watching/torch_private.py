@@ -50,8 +50,9 @@ _disable_dispatch: Callable[[], AbstractContextManager[Any]] = _private(
     "utils._python_dispatch._disable_current_modes", nullcontext
 )
 _disable_function: Callable[[], AbstractContextManager[Any]] = _private("_C.DisableTorchFunction", nullcontext)
-# Tracing and functorch's wrappers: values there are symbols, not numbers. Without them reading one may raise.
+# Tracing, compiling and functorch's wrappers: values there are symbols. Without these, reading one may raise.
 tracing_state: Callable[[], object] = _private("_C._get_tracing_state", lambda: None)
+compiling_now: Callable[[], object] = _private("_guards.TracingContext.try_get", lambda: None)
 functorch_active: Callable[[], bool] = _private("_C._are_functorch_transforms_active", bool)
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("_C._functorch.is_functorch_wrapped_tensor", lambda _: False)
 # Many small copies in one call: a third of the cost of a call per tensor.
