@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 from plugin_runs import again, run_inside
 
@@ -42,8 +43,10 @@ def test_generated_batches(pytester):
     assert ran.outcomes == {"test_focal_loss": "failed", "test_stable_loss": "passed"}
     ran.result.stdout.re_match_lines(r"E +(Falsifying example|Failing test case): test_focal_loss\($")
     ran.result.stdout.re_match_lines(r"FAILED test_it.py::test_focal_loss - NonFiniteError: [Ii]nf in value")
-    for stranger in ("pytest_nanstab/", "Explanation", "Warning"):
+    for stranger in ("pytest_nanstab/", "Warning"):
         assert stranger not in ran.text
+    # Older releases explain a failure by lines of the standard library too.
+    assert "Explanation" not in ran.text or hypothesis.__version_info__ < (6, 130)
 
 
 EXAMPLES = f"""
