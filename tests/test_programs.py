@@ -82,7 +82,7 @@ class TestPass:
         class M(nn.Module):
             def forward(s,x): return B()
         M()(torch.randn(2))
-    @pytest.mark.filterwarnings("error")
+    @pytest.mark.filterwarnings("error::UserWarning")
     def test_compile_with_warnings_as_errors(self):
         m=mlp(); c=torch.compile(m,backend="eager"); c(torch.randn(4,8))
 """
