@@ -73,7 +73,7 @@ class Workload:
     @property
     def warm(self) -> int:
         """Untimed steps at the start of a block: in short steps, the first ones, judged in any case, would show."""
-        return 40 if self.steps >= 20 else 0
+        return 40 if self.steps >= 20 else 3 if self.build is big else 0
 
 
 WORKLOADS = {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.watching import measure, torch_private
 
@@ -23,6 +24,7 @@ class GradientNorm:
     Attributes:
         parameters: all parameters of the optimizer.
         groups: how many parameter groups they came in.
+        elements: how many numbers they are.
         backwards: the backward calls done when the optimizer was last judged.
     """
 
@@ -34,7 +36,8 @@ class GradientNorm:
         self._without: list[Tensor] = []
         self._buffer: Tensor | None = None
         self._views: list[Tensor] = []
-        self._small = all(map(_ordinary, parameters)) and 0 < sum(p.numel() for p in parameters) <= _FLAT_ELEMENTS
+        self.elements = sum(p.numel() for p in parameters if not is_lazy(p))
+        self._small = all(map(_ordinary, parameters)) and 0 < self.elements <= _FLAT_ELEMENTS
         if self._small:
             self._make_buffer()
 

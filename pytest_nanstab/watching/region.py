@@ -38,7 +38,9 @@ _ACTIVE: list[Region] = []
 # Sampled judging of gradients may take this share of the time, after an allowance that covers short tests whole.
 _SHARE = 0.005
 _ALLOWANCE_NS = 1_000_000
-_FIRST = 20  # steps judged in any case: short tests must not depend on the machine's speed
+# Steps judged in any case: short tests must not depend on the machine's speed. Where a pass over all parameters shows
+# in the time of a step, there are fewer.
+_FIRST, _FIRST_LARGE, _LARGE = 20, 2, 1_000_000
 _UNSEEN = 2  # the clock sees about half of what our own work costs
 
 
@@ -255,10 +257,10 @@ class Region:
         if self._stuck is not None:
             self._copies = self._stuck.before(optimizer)
         self.state.judged = self.run.steps
-        self._schedule(begun)
+        self._schedule(begun, _FIRST if norm.elements <= _LARGE else _FIRST_LARGE)
 
-    def _schedule(self, begun: int) -> None:
-        """Set the step that is judged next: every one when dense, else as often as the time budget allows."""
+    def _schedule(self, begun: int, first: int) -> None:
+        """Set the step that is judged next: every one when dense or among the first, else as the time budget allows."""
         if self.options.dense:
             return
         now = perf_counter_ns()
@@ -267,7 +269,7 @@ class Region:
         overdrawn = spent - _ALLOWANCE_NS - _SHARE * elapsed
         per_step = elapsed / self.run.steps
         pause = math.ceil(overdrawn / _SHARE / per_step) if overdrawn > 0 else 1
-        pause = 1 if self.run.steps < _FIRST else pause
+        pause = 1 if self.run.steps < first else pause
         self.due = self.run.steps + min(max(pause, 1), 1000)
         if pause > 1:
             self.outputs.sample()
