@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import sysconfig
@@ -11,7 +12,7 @@ from types import FrameType
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _STDLIB = tuple({str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib")})
-_RUNNER = f"{os.sep}_pytest{os.sep}"  # beyond it is whoever started pytest, the console script for one
+RUNNER = f"{os.sep}_pytest{os.sep}"  # beyond it is whoever started pytest, the console script for one
 _LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -29,7 +30,7 @@ def user_frame(depth: int = 1) -> FrameType | None:
     """The innermost user frame, looking outwards from the caller (`depth` frames up)."""
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None and not is_user_file(frame.f_code.co_filename):
-        if _RUNNER in frame.f_code.co_filename:
+        if RUNNER in frame.f_code.co_filename:
             return None
         frame = frame.f_back
     return frame
@@ -58,3 +59,9 @@ def shown(spot: tuple[str, int] | None) -> str | None:
 def user_line(depth: int = 1) -> str | None:
     """The innermost user line of the current call stack as "path:line", or None without any."""
     return shown(user_spot(depth + 1))
+
+
+def is_users_own(optimizer: object) -> bool:
+    """Whether an optimizer's step is written in the user's own files."""
+    code = getattr(inspect.unwrap(getattr(type(optimizer), "step", len)), "__code__", None)
+    return code is not None and is_user_file(code.co_filename)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
 from pytest_nanstab.watching.norms import GradientNorm, global_norm
 
 if TYPE_CHECKING:
+    from pytest_nanstab.attribution.history import Made
     from pytest_nanstab.watching.region import Region
 
 
@@ -25,6 +27,7 @@ class GradientJudge:
         self.clips = Clips()
         self.scaling = scaling.Scaling()
         self._skip_spot: tuple[str, int] | None = None
+        self._skip_made: Made | None = None
 
     def judge(self, optimizer: Optimizer, norm: GradientNorm, scale: float) -> None:
         """Judge the step that is about to run; `scale` is a loss scale that the optimizer's own kernel takes off."""
@@ -77,7 +80,8 @@ class GradientJudge:
             if seen is not None and not seen.finite:
                 name = region.names.label(optimizer, parameter)
                 kind = type(optimizer).__name__
-                region.report(verdicts.gradient(region.run.steps, name, parameter.grad, spot, optimizer=kind))
+                finding = verdicts.gradient(region.run.steps, name, parameter.grad, spot, optimizer=kind)
+                region.report(finding, region.behind(parameter.grad), Hint(leaves=_bad_leaves(parameters)))
                 return
         clip = next((c for c in clips if c.raw is not None and not math.isfinite(c.raw)), None)
         if clip is not None and clip.raw is not None:
@@ -148,6 +152,7 @@ class GradientJudge:
         self.clips.forget(parameters)
         self.scaling.attempted(skipped=True)
         self._skip_spot = user_spot(2)
+        self._skip_made = self._region.behind([p.grad for p in parameters if p.grad is not None])
 
     def finish(self) -> None:
         """Judge a loss scale that never recovered: none of the last `STUCK_ATTEMPTS` steps succeeded."""
@@ -167,7 +172,12 @@ class GradientJudge:
     def _report_stuck(self, scale: float | None, spot: tuple[str, int] | None) -> None:
         __tracebackhide__ = True
         attempts = self.scaling.skipped_in_a_row
-        self._region.report(verdicts.stuck_scale(self._region.run.steps, attempts, scale, spot))
+        self._region.report(verdicts.stuck_scale(self._region.run.steps, attempts, scale, spot), self._skip_made)
+
+
+def _bad_leaves(parameters: list[Tensor]) -> list[Tensor]:
+    extents = ((p, None if p.grad is None else measure.extent(p.grad)) for p in parameters)
+    return [p for p, seen in extents if seen is not None and not seen.finite]
 
 
 def _same(left: list[Tensor] | Any, right: list[Tensor]) -> bool:

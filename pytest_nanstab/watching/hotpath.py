@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import state, torch_private
 from pytest_nanstab.watching.pending import objective
 
@@ -19,18 +20,35 @@ if TYPE_CHECKING:
 def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.autograd.backward` with a look at the loss before it."""
     dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
-    isfinite = math.isfinite
+    clips, scaling = region.gradients.clips, region.gradients.scaling
     inside = False
     stated = region.options.limits.get("max_loss")
-    bound = math.inf if stated is None else stated.value
+    # Beyond the largest number there is only what is not finite, which needs a look in any case.
+    bound = sys.float_info.max if stated is None else min(stated.value, sys.float_info.max)
 
-    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
+    # The parameters as `Tensor.backward` gives them: handing on `*args, **kwargs` costs more than all the rest here.
+    def backward(
+        tensors: Any,
+        grad_tensors: Any = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        *others: Any,
+        inputs: Any = None,
+        **more: Any,
+    ) -> Any:
         nonlocal inside
+        run = with_rest(original, others, more) if others or more else original
         # A backward inside a backward (reentrant checkpointing) is part of the outer one.
         if inside or not region.active:
-            return original(tensors, grad_tensors, *args, **kwargs)
-        plain = type(tensors) is Tensor and grad_tensors is None and not dispatch_modes() and not function_modes()
-        if plain and tensors.is_cpu and tensors.numel() == 1:
+            return run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
+        if (
+            type(tensors) is Tensor
+            and grad_tensors is None
+            and not dispatch_modes()
+            and not function_modes()  # these first: they would see a look at the tensor
+            and tensors.is_cpu
+            and tensors.numel() == 1
+        ):
             try:
                 value = tensors.item()
             except RuntimeError:  # a wrapper of functorch's: torch refuses this backward itself
@@ -38,16 +56,16 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
         else:
             value = objective(tensors, grad_tensors)
         if type(value) is float:
-            if region.gradients.scaling.scale is not None:
-                value = region.gradients.scaling.loss(tensors, value)
+            if scaling.scale is not None:
+                value = scaling.loss(tensors, value)
             region.loss = value
-            if region.alert or not isfinite(value) or not -bound <= value <= bound:
+            if region.alert or not -bound <= value <= bound:
                 region.before_backward(tensors, value)
-        if region.gradients.clips.calls:
-            region.gradients.clips.before_backward(region.backwards)
+        if clips.calls:
+            clips.before_backward(region.backwards)
         inside = True
         try:
-            return original(tensors, grad_tensors, *args, **kwargs)
+            return run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         finally:
             inside = False
             region.backwards += 1
@@ -57,12 +75,24 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     return backward
 
 
+def with_rest(original: Callable[..., Any], others: tuple[Any, ...], more: dict[str, Any]) -> Callable[..., Any]:
+    """`torch.autograd.backward` for a call with its rarer arguments."""
+
+    def run(*usual: Any, inputs: Any) -> Any:
+        named = more if inputs is None else {**more, "inputs": inputs}
+        return original(*usual, *others, **named)
+
+    return run
+
+
 def step_hook_of(region: Region) -> Callable[..., Any]:
     """The global optimizer step pre-hook: counts the step, and judges it when it is due."""
     run, norms = region.run, region.state.norms
     gradients = region.gradients
     clips, scaler = gradients.clips, gradients.scaling
+    held = region.state
     add_loss, add_norm, add_clipped = run.loss.append, run.grad_norm.append, run.clipped_grad_norm.append
+    recent = region.outputs.recent
     quick_enough = region.options.dense and not region.measures_more
     low, high = region.norm_bounds()
     squared_low, squared_high = low**2, high**2
@@ -81,18 +111,19 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
                 add_norm(size)
                 add_clipped(size)
                 norm.backwards = region.backwards
-                region.state.judged = step
+                held.judged = step
             else:
                 region.inspect(optimizer)
         elif step >= region.due:
             region.inspect(optimizer)
+        recent.clear()
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
         __tracebackhide__ = True
         if not region.active:
             return None
         norm = norms.get(id(optimizer))
-        if norm is None and region.state.inner(optimizer):
+        if norm is None and held.inner(optimizer):
             return None
         if len(args) > 1 or kwargs:
             judge = functools.partial(count, optimizer, norm)
@@ -123,7 +154,11 @@ def with_closure(
         if not region.active:
             return result
         if evaluations == 1:
-            judge()
+            region.closure = given
+            try:
+                judge()
+            finally:
+                region.closure = None
         else:
             # A line search may step through a bad trial point: what it leaves behind is judged, not the trial.
             region.drop_pending()
@@ -191,6 +226,24 @@ def entering(region: Region) -> Callable[[Any], Any]:
             return original(self)
 
         return enter
+
+    return make
+
+
+def constructing(region: Region) -> Callable[[Any], Any]:
+    """`Optimizer.__init__`, remembering the line that constructs each optimizer."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            spot = user_spot()
+            if spot is not None:
+                region.constructed[self] = spot
+            if region.tracing is not None:
+                region.tracing.optimizer_made(self)
+
+        return initialise
 
     return make
 

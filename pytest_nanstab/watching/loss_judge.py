@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.outputs import Call
@@ -60,6 +61,7 @@ class LossJudge:
         pending.backwards = region.backwards + 1
         pending.batch = region.context.get("batch")
         pending.data = region.outputs.bad_data()
+        pending.made = region.behind(tensors)
         pending.watch_clearing(self._clearing)
         region.alert = True
 
@@ -132,26 +134,29 @@ class LossJudge:
         self.drop()
         broken = region.state.broken(pending.step - 1) if region.run.steps else None
         if broken is not None:
-            region.report(broken)
+            region.report(broken, pending.made)
             return
         if call is not None and self._call_step == pending.step:
             name = verdicts.display_name(call.module)
             if call.input_path is not None and not call.input_computed:
                 spot = call.spot or pending.spot
-                region.report(verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot))
+                finding = verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot)
+                region.report(finding, pending.made)
                 return
         elif pending.data is not None:
-            name, facts = pending.data
-            region.report(verdicts.input_of_step(pending.step, name, "input 0", facts, pending.spot))
+            field, name, facts = pending.data
+            finding = verdicts.input_of_step(pending.step, name, field, facts, pending.spot)
+            region.report(finding, pending.made)
             return
         extra = {"batch": pending.batch} if pending.batch is not None else {}
-        region.report(verdicts.loss(pending, name, **extra))
+        region.report(verdicts.loss(pending, name, **extra), pending.made, Hint(spot=pending.spot))
 
     # -- outputs -----------------------------------------------------------------------------------------------------
 
     def output_is_bad(self, call: Call) -> None:
         """An outermost call returned a NaN."""
         __tracebackhide__ = True
+        call.made = self._region.behind(call.take_output())
         if not call.in_graph:
             self._report_output(call)
         elif self._call is None or self._call_step != self._region.run.steps + 1:
@@ -168,11 +173,12 @@ class LossJudge:
         if carried is not None:
             what, name, tensor = carried
             if what == "buffer":
-                region.report(verdicts.buffer(steps, name, tensor, call.spot, "eval"))
+                region.report(verdicts.buffer(steps, name, tensor, call.spot, "eval"), region.behind(tensor))
             else:
-                region.report(region.state.carried(steps, tensor, name, call.spot))
+                region.report(region.state.carried(steps, tensor, name, call.spot), region.behind(tensor))
         elif call.input_path is None:
-            region.report(verdicts.output(call, verdicts.display_name(call.module), steps))
+            hint = Hint(call=(call.module, call.args, call.kwargs))
+            region.report(verdicts.output(call, verdicts.display_name(call.module), steps), call.made, hint)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

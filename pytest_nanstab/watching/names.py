@@ -96,6 +96,15 @@ class Names:
                     return f"param_groups[{group}]['params'][{index}]"
         return "a parameter"
 
+    def owned(self, tensor: Tensor) -> tuple[str, str] | None:
+        """("parameter" or "buffer", dotted name) of a tensor that a known module keeps."""
+        for root in self.roots():
+            for kind, members in (("parameter", root.named_parameters()), ("buffer", root.named_buffers())):
+                for name, candidate in members:
+                    if candidate is tensor or _same_memory(candidate, tensor):
+                        return kind, name
+        return None
+
     def bad_buffer(self) -> tuple[str, Tensor] | None:
         """The first buffer that was broken while watched: NaN, or an infinity in a running statistic.
 
@@ -134,6 +143,15 @@ class _Buffers:
             for name, buffer in buffers.items():
                 if buffer is not None and not is_lazy(buffer) and buffer.is_floating_point():
                     yield f"{path}.{name}" if path else name, buffer
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or is_lazy(one) or one.layout is not other.layout:
+        return False
+    try:
+        return one.numel() > 0 and one.data_ptr() == other.data_ptr()
+    except RuntimeError:  # kinds without memory of their own
+        return False
 
 
 def _as_found(buffer: Tensor) -> _Found:

@@ -16,6 +16,8 @@ from torch.nn.parameter import is_lazy
 from pytest_nanstab.watching import measure, torch_private
 
 _FLAT_ELEMENTS = 65_536
+_dispatch_modes, _function_modes = torch_private.dispatch_modes, torch_private.function_modes
+_foreach_copy = torch_private.foreach_copy
 
 
 class GradientNorm:
@@ -63,13 +65,13 @@ class GradientNorm:
     def quick(self) -> float | None:
         """The square of the norm, or None where only `measure` can tell; NaN or Inf may be an overflow of squares."""
         buffer = self._buffer
-        if buffer is None or torch_private.modes_active():
+        if buffer is None or _dispatch_modes() or _function_modes():
             return None
         if self._without and any(p.grad is not None for p in self._without):
             self._make_buffer()
             return None
         try:
-            torch_private.foreach_copy(self._views, [p.grad for p in self._with])
+            _foreach_copy(self._views, [p.grad for p in self._with])
         except (TypeError, RuntimeError):
             # A parameter lost its gradient, or has a sparse one: no flat copy of these.
             if self._small and any(p.grad is None for p in self._with):

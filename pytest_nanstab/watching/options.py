@@ -27,6 +27,7 @@ class Options:
         update_ratio: measure ||dw|| / ||w|| at every step.
         check_parameters: judge parameters, buffers and optimizer state after every step, not only at the end.
         track_parameters: find parameters that no step changes (suites).
+        explain: repeat a failing computation on the spot to name its operation.
     """
 
     name: str = "watch"
@@ -39,6 +40,7 @@ class Options:
     update_ratio: bool = False
     check_parameters: bool = False
     track_parameters: bool = False
+    explain: bool = True
 
     def limit(self, name: str) -> float | None:
         """The number of a limit, or None where the user states none."""

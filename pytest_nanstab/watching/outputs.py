@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from torch.utils.hooks import RemovableHandle
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.pending import nodes_of
+
+if TYPE_CHECKING:
+    from pytest_nanstab.attribution.history import Made
 
 # Judging outputs may take this share of the time watched so far, after a first allowance for short tests.
 _SHARE = 0.005
@@ -54,13 +57,20 @@ class Call:
     """One outermost call whose output holds a NaN."""
 
     def __init__(self, module: nn.Module, args: Any, kwargs: Any, output: Any, path: str) -> None:
-        self.module = module
+        self.module, self.args, self.kwargs = module, args, kwargs
         self.spot = user_spot(3)
         self.output_path = path
         self.output_facts = _facts_at(output, path)
         self.input_path, self.input_facts, self.input_computed = bad_input(args, kwargs)
         self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
         self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
+        self.made: Made | None = None  # the traced operation behind the output
+        self._output = output
+
+    def take_output(self) -> Any:
+        """The output, once: it is not kept."""
+        output, self._output = self._output, None
+        return output
 
     def feeds(self, loss: Any) -> bool:
         """Whether a loss was computed from the output."""
@@ -95,46 +105,50 @@ def _facts_at(output: Any, path: str) -> dict[str, Any]:
     return {}
 
 
+# What an outermost module was called with: (weak reference to it, arguments, keyword arguments).
+Fed = tuple["weakref.ref[nn.Module]", tuple[Any, ...], dict[str, Any]]
+
+
 class _Counter:
     """How many calls one known module has left until it is judged again.
 
     Attributes:
         call: what `torch_private.intercept` puts in place of the module's own call; it holds no reference to it.
-        fed: the first input of the last call that was let pass with gradients on, by weak reference.
     """
 
-    __slots__ = ("call", "calls", "due", "fed", "grad", "looked_at", "module", "training")
+    __slots__ = ("call", "calls", "due", "grad", "looked_at", "module", "training")
 
-    def __init__(self, module: nn.Module, look: Callable[..., None]) -> None:
+    def __init__(self, module: nn.Module, look: Callable[..., None], recent: dict[int, Fed]) -> None:
         self.module = weakref.ref(module)
         self.calls = self.due = 0
         self.looked_at = perf_counter_ns()
-        self.fed: weakref.ref[torch.Tensor] | None = None
         self.remember(module)
-        self.call = self._make_call(type(module)._call_impl, look)
+        self.call = self._make_call(type(module)._call_impl, look, recent)
 
     def remember(self, module: nn.Module) -> None:
         """Judge again as soon as the module is called in another mode than now."""
         self.training, self.grad = module.training, torch.is_grad_enabled()
 
-    def _make_call(self, original: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
-        reference, calling = self.module, torch_private.calling_code
-        compiling, grad_enabled = torch.compiler.is_compiling, torch.is_grad_enabled
-        frame, weak, plain = sys._getframe, weakref.ref, torch.Tensor
+    def _make_call(
+        self, original: Callable[..., Any], look: Callable[..., None], recent: dict[int, Fed]
+    ) -> Callable[..., Any]:
+        key, reference, calling = id(self), self.module, torch_private.calling_code
+        traced, flags, grad_enabled = torch_private.traced, torch_private.compiler_flags, torch.is_grad_enabled
+        frame = sys._getframe
 
         def call(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            if compiling():
+            if traced() or flags._is_compiling_flag:
                 return original(reference(), *args, **kwargs)
             caller = frame(1)
             module: Any = caller.f_locals["self"] if caller.f_code is calling else reference()
             output = original(module, *args, **kwargs)
-            self.calls += 1
-            if self.calls >= self.due or module.training is not self.training or grad_enabled() is not self.grad:
+            self.calls = calls = self.calls + 1
+            if calls >= self.due or module.training is not self.training or grad_enabled() is not self.grad:
                 if module is reference():
                     look(self, module, args, kwargs, output)
-            elif self.grad and args and type(args[0]) is plain:
-                self.fed = weak(args[0])
+            elif self.grad:
+                recent[key] = reference, args, kwargs
             return output
 
         return call
@@ -152,6 +166,8 @@ class OutputWatch:
         self._transient: RemovableHandle | None = None
         self._counted: list[_Counter] = []
         self._misses = 0
+        # The calls with gradients on since the last optimizer step, by module: at hand to repeat, gone with the step.
+        self.recent: dict[int, Fed] = {}
         self._thread = threading.get_ident()
         self._started = self._looked_at = self._paused = perf_counter_ns()
         self._own = 0
@@ -177,9 +193,27 @@ class OutputWatch:
         self._counted.clear()
         self._paused = perf_counter_ns()
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Judge no call in the block."""
+        was_installed, self._installed = self._installed, False
+        try:
+            yield
+        finally:
+            self._installed = was_installed
+
+    def last_call(self) -> tuple[nn.Module, Any, Any] | None:
+        """(module, arguments, keyword arguments) of the last outermost call with gradients on, if they are at hand."""
+        for reference, args, kwargs in reversed(list(self.recent.values())):
+            module = reference()
+            if module is not None:
+                return module, args, kwargs
+        return None
+
     def forget(self) -> None:
-        """Drop the last reference to something of the user's."""
+        """Drop the last references to something of the user's."""
         self._only = None
+        self.recent.clear()
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -205,14 +239,13 @@ class OutputWatch:
                 self._arm()
 
     @torch_private.past_modes
-    def bad_data(self) -> tuple[str, dict[str, Any]] | None:
-        """(name of the module, facts) of the NaN or +Inf that was fed to a module's last unjudged training call."""
-        for counter in self._counted:
-            fed, module = counter.fed() if counter.fed is not None else None, counter.module()
-            if fed is not None and module is not None:
-                path, facts, computed = bad_input((fed,), {})
-                if path is not None and not computed:
-                    return type(module).__name__, facts
+    def bad_data(self) -> tuple[str, str, dict[str, Any]] | None:
+        """(field, name of the module, facts) of the NaN or +Inf that a training call of this step was fed."""
+        for reference, args, kwargs in self.recent.values():
+            module = reference()
+            path, facts, computed = (None, {}, False) if module is None else bad_input(args, kwargs)
+            if path is not None and not computed:
+                return path, type(module).__name__, facts
         return None
 
     def _arm(self) -> None:
@@ -280,6 +313,8 @@ class OutputWatch:
     def _look(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         __tracebackhide__ = True
         self.seen += 1
+        if torch.is_grad_enabled():
+            self.recent[id(module)] = weakref.ref(module), args, kwargs
         if output is None or not self._watched(module):
             return
         path = measure.has_nan(output)
@@ -296,7 +331,7 @@ class OutputWatch:
         is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
         if is_loss or self._known(module):
             return True
-        counter = _Counter(module, self._count)
+        counter = _Counter(module, self._count, self.recent)
         if not torch_private.intercept(module, counter.call):
             return False
         self._counted.append(counter)
@@ -316,7 +351,6 @@ class OutputWatch:
         if self._transient is not None or not self._ours():
             return
         counter.remember(module)
-        counter.fed = None
         if self._always():
             self._look(module, args, kwargs, output)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from pytest_nanstab.watching import torch_private
 from pytest_nanstab.watching.measure import extent, plain
 from pytest_nanstab.watching.patches import Patches
+
+if TYPE_CHECKING:
+    from pytest_nanstab.attribution.history import Made
 
 _MAX_NODES = 200_000
 
@@ -30,7 +33,9 @@ class PendingLoss:
         self.spot = spot
         self.batch: object = None
         self.backwards = 0
-        self.data: tuple[str, dict[str, Any]] | None = None  # (module, facts) of bad data it was computed from
+        # (field, module, facts) of bad data it was computed from.
+        self.data: tuple[str, str, dict[str, Any]] | None = None
+        self.made: Made | None = None  # the traced operation behind it
         self.cleared = False
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
             (leaf, leaf.grad, _version(leaf.grad)) for leaf in {id(c): c for c in candidates}.values()

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from pytest_nanstab.attribution import local, plan
+from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
@@ -33,6 +37,9 @@ from pytest_nanstab.watching.pending import PendingLoss
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state_judge import StateJudge
 from pytest_nanstab.watching.updates import Stuck, Updates
+
+if TYPE_CHECKING:
+    from pytest_nanstab.attribution.history import Made
 
 _ACTIVE: list[Region] = []
 # Sampled judging of gradients may take this share of the time, after an allowance that covers short tests whole.
@@ -74,6 +81,10 @@ class Region:
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self.tracing = plan.current()
+        self.local_attempts = 0
+        self.closure: Any = None  # what an optimizer calls to compute its loss, while that is judged
+        self.constructed: WeakKeyDictionary[Optimizer, tuple[str, int]] = WeakKeyDictionary()
         self._patches = Patches()
         self._rooted = False
         self._thread = threading.get_ident()
@@ -137,10 +148,15 @@ class Region:
         if self.headroom is not None:
             self.headroom.install()
         torch_private.hide_hooks(self._patches, self.outputs.hidden)
+        self._patches.attribute(torch.optim.Optimizer, "__init__", hotpath.constructing(self))
         self.outputs.install()
+        if self.tracing is not None:
+            self.tracing.start(self)
 
     def _suspend(self) -> None:
         self.active = False
+        if self.tracing is not None:
+            self.tracing.stop()
         self.outputs.remove()
         if self.headroom is not None:
             self.headroom.remove()
@@ -158,20 +174,47 @@ class Region:
         return low or 0.0, min(1e18 if high is None else high, 1e18)
 
     def _wants_post_hook(self) -> bool:
-        return self._updates is not None or self._stuck is not None or self.options.check_parameters
+        return self._updates is not None or self._stuck is not None or self._checks_parameters
+
+    @property
+    def _checks_parameters(self) -> bool:
+        # A replay wants the step that broke a parameter, not the first one to notice.
+        return self.options.check_parameters or self.tracing is not None
 
     # -- reporting ---------------------------------------------------------------------------------------------------
 
-    def report(self, finding: Finding) -> None:
-        """Record a finding, and raise it where the region raises. Only the first non-finite one is a root cause."""
+    def behind(self, tensors: Any) -> Made | None:
+        """What is known about how something bad was made; None unless operations are traced."""
+        return None if self.tracing is None else self.tracing.behind(tensors)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Judge nothing for the block: what runs in it is not the user's."""
+        self.active = False
+        try:
+            with self.outputs.at_rest():
+                yield
+        finally:
+            self.active = True
+
+    def report(self, finding: Finding, made: Made | None = None, hint: Hint | None = None) -> None:
+        """Record a finding, and raise it where the region raises. Only the first non-finite one is a root cause.
+
+        `made` is the traced operation behind what is not finite, where it is known; `hint` is what is at hand to repeat
+        the computation where it is not.
+        """
         __tracebackhide__ = True
         # A test does not see what is raised in its threads: that is kept for the end.
         here = self.options.raises and threading.get_ident() == self._thread
+        finding = self._in_context(finding)
         if finding.is_nonfinite:
             if self._rooted and (self._elsewhere or not here):
                 return
             self._rooted = True
-        finding = self._in_context(finding)
+            if made is None or self.tracing is None:
+                finding = self._explained_here(finding, hint)
+        if made is not None and self.tracing is not None:
+            finding = self.tracing.told(finding, made, self)
         known = (finding.kind, finding.module, finding.source) in self._known
         self._known.add((finding.kind, finding.module, finding.source))
         if not known:
@@ -182,6 +225,13 @@ class Region:
             raise error_from([finding])
         if self.options.raises:
             self._elsewhere.append(finding)
+
+    def _explained_here(self, finding: Finding, hint: Hint | None) -> Finding:
+        if self.tracing is not None or not self.options.explain or plan.is_deferred():
+            return finding
+        if hint is None or not self.active:
+            return local.advised(finding)
+        return local.explained(self, finding, hint)
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}
@@ -290,7 +340,7 @@ class Region:
         if self._stuck is not None:
             self._stuck.after(self._copies)
             self._copies = []
-        if self.options.check_parameters:
+        if self._checks_parameters:
             self.state.after_step(optimizer)
 
     def _judge_update(self, updates: Updates, optimizer: Optimizer) -> None:

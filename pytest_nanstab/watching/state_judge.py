@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import is_
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.attribution import optimizers
+from pytest_nanstab.attribution.source import shown, user_spot
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.norms import GradientNorm
@@ -117,7 +119,13 @@ class StateJudge:
         sampled = not region.options.dense and self.judged + 1 < step
         extra = {"step_range": [self.judged + 1, step]} if sampled else {}
         name = region.names.label(optimizer, tensor)
-        return verdicts.parameter(step, name, tensor, optimizer, self.spot, **extra)
+        finding = verdicts.parameter(step, name, tensor, optimizer, self.spot, **extra)
+        # The gradients of that step were seen to be finite: the optimizer's own arithmetic did it.
+        story = optimizers.suspect(optimizer, tensor) if 0 < self.judged == step else None
+        if story is None or finding.cause is not None:
+            return finding
+        spot = region.constructed.get(optimizer, self.spot)
+        return replace(finding, cause=story.cause, remedy=story.remedy, op=type(optimizer).__name__, source=shown(spot))
 
     def carried(self, step: int, tensor: Tensor, name: str, spot: tuple[str, int] | None) -> Finding:
         """The finding about a non-finite parameter that a module carried into its call."""
@@ -139,7 +147,7 @@ class StateJudge:
         region = self._region
         tensor = state.bad_parameter(optimizer)
         if tensor is not None:
-            region.report(self.parameter_finding(optimizer, tensor, region.run.steps))
+            region.report(self.parameter_finding(optimizer, tensor, region.run.steps), region.behind(tensor))
             return
         found = state.bad_state(optimizer)
         if found is not None:
@@ -149,7 +157,7 @@ class StateJudge:
             finding = verdicts.optimizer_state(
                 steps, name, key, tensor, optimizer=optimizer, parameter=parameter, spot=self.spot
             )
-            region.report(finding)
+            region.report(finding, region.behind(tensor))
 
     def judge_buffers(self) -> None:
         """Judge the buffers of all modules seen that were written to."""
@@ -158,7 +166,7 @@ class StateJudge:
         found = region.names.bad_buffer()
         if found is not None:
             name, tensor = found
-            region.report(verdicts.buffer(region.run.steps, name, tensor, self.spot))
+            region.report(verdicts.buffer(region.run.steps, name, tensor, self.spot), region.behind(tensor))
 
     def judge_all(self) -> None:
         """Judge every known optimizer and all buffers."""

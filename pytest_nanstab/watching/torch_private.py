@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import CellType
+from types import CellType, SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -52,6 +52,11 @@ _disable_dispatch: Callable[[], AbstractContextManager[Any]] = _private(
 _disable_function: Callable[[], AbstractContextManager[Any]] = _private("_C.DisableTorchFunction", nullcontext)
 # Tracing, compiling and functorch's wrappers: values there are symbols. Without these, reading one may raise.
 tracing_state: Callable[[], object] = _private("_C._get_tracing_state", lambda: None)
+# `torch.compiler.is_compiling` in two parts, a constant to dynamo and a flag, which together cost half as much. Without
+# the flag the function itself is asked.
+_flag: Any = _private("compiler._is_compiling_flag", None) is not None
+compiler_flags: Any = torch.compiler if _flag else SimpleNamespace(_is_compiling_flag=False)
+traced: Callable[[], bool] = torch.compiler.is_dynamo_compiling if _flag else torch.compiler.is_compiling
 compiling_now: Callable[[], object] = _private("_guards.TracingContext.try_get", lambda: None)
 functorch_active: Callable[[], bool] = _private("_C._are_functorch_transforms_active", bool)
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("_C._functorch.is_functorch_wrapped_tensor", lambda _: False)
@@ -166,3 +171,34 @@ def release(module: nn.Module, call: Callable[..., Any]) -> None:
     """Undo `intercept`, unless somebody has put a compiled call there since."""
     if module.__dict__.get("_compiled_call_impl") is call:
         del module.__dict__["_compiled_call_impl"]
+
+
+# -- which autograd node -----------------------------------------------------------------------------------------------
+
+# The node whose backward is running, and the number that the next node made in this thread will get: together they
+# lead from an operation of the backward pass to the forward operation it belongs to. Without them a fault born in a
+# derivative is named by its node, without the user's line.
+current_node: Callable[[], Any] = _private("_C._current_autograd_node", lambda: None)
+next_sequence_number: Callable[[], int] = _private("_C._autograd._get_sequence_nr", int)
+
+# -- a dispatch mode that is no block of code --------------------------------------------------------------------------
+
+
+def add_mode(mode: Any) -> None:
+    """Switch a dispatch mode on until `drop_mode`: a watch begins and ends inside other people's functions."""
+    mode.__enter__()
+
+
+def drop_mode(mode: Any) -> None:
+    """Switch a dispatch mode off, wherever it lies among those that others have switched on since."""
+    pop, push = torch.utils._python_dispatch._pop_mode, torch.utils._python_dispatch._push_mode
+    above = []
+    while dispatch_modes():
+        top = pop()
+        if top is mode:
+            push(mode)
+            mode.__exit__(None, None, None)
+            break
+        above.append(top)
+    for other in reversed(above):
+        push(other)

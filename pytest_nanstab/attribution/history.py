@@ -1,0 +1,200 @@
+"""What the tracer remembers: one record per operation, and which record stands behind a tensor's memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from pytest_nanstab.attribution.places import NOWHERE, Place
+
+# How a bad value came about. "born": from finite operands. "turned": a NaN out of infinities. "carried": it was in an
+# operand already. "outside": it was in a tensor that no traced operation made.
+Kind = Literal["born", "turned", "carried", "outside"]
+# Operations that leave a dtype's range by growth alone.
+_GROWING = frozenset(
+    {"matmul", "linear", "conv", "bilinear", "baddbmm", "einsum", "scaled_dot_product_attention", "lstm", "gru"}
+    | {"add", "sub", "mul", "pow", "square", "lerp", "addcmul", "addcdiv", "cosh", "sinh", "to"}
+    | {"sum", "mean", "norm", "cumsum", "cumprod", "prod", "var", "std", "cdist", "index_add", "scatter_add"}
+    | {"mse_loss", "smooth_l1_loss", "huber_loss", "l1_loss", "embedding_bag"}
+    | {"layer_norm", "batch_norm", "group_norm", "rms_norm"}
+)
+# Records of finite values are cut off from their operands after so many steps: history must not grow for ever.
+_KEPT_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """One tensor an operation was given, when its result was bad.
+
+    Attributes:
+        made: the record of what made it; None when nothing traced did.
+        low, high: the range of its finite values; None when it has none.
+        smallest: the smallest magnitude of its finite values.
+        at: its value where the first bad result stands, for operations that work element by element.
+        nan, inf: counts.
+    """
+
+    made: Made | None
+    dtype: str
+    shape: tuple[int, ...]
+    low: float | None
+    high: float | None
+    smallest: float | None
+    zeros: int
+    nan: int
+    inf: int
+    at: float | None = None
+
+    @property
+    def largest(self) -> float | None:
+        """The largest finite magnitude."""
+        return None if self.low is None or self.high is None else max(abs(self.low), abs(self.high))
+
+
+@dataclass(slots=True, eq=False)
+class Bad:
+    """What is not finite in a result, and why.
+
+    Attributes:
+        kind: how it came about.
+        nan: whether there is a NaN; otherwise there are only infinities.
+        facts: dtype, shape, counts, first index, as findings have them.
+        causes: the records of the bad operands without which the result would be finite.
+        operands: what the operation was given.
+        intended: the infinity was written into the program: a mask constant, a sentinel.
+        tensor: of "outside", the tensor itself.
+        name: of "outside", what the user's code calls it.
+        rows: the first indices of the bad values.
+        called: the torch function that the user's line calls, where it has another name than the operation.
+    """
+
+    kind: Kind
+    nan: bool
+    facts: dict[str, Any]
+    causes: tuple[Made, ...] = ()
+    operands: tuple[Operand, ...] = ()
+    intended: bool = False
+    tensor: Tensor | None = None
+    name: str | None = None
+    rows: tuple[int, ...] = ()
+    called: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Made:
+    """One operation that ran, or one tensor that was there before ("outside": no operation).
+
+    Attributes:
+        number: counts operations.
+        step: the training step it belongs to, from 1.
+        op: the public name; "" for a tensor from outside.
+        phase: "forward", "backward", "optimizer" or "eval".
+        module: the innermost module whose forward was running.
+        operands: the records of its tensor arguments, as far as known.
+        numbers: its plain numbers, in order.
+        derivative_of: in the backward pass, the forward operation whose derivative it is part of.
+        node: in the backward pass, the name of the autograd node.
+        by: in the optimizer, that optimizer.
+    """
+
+    number: int
+    step: int
+    op: str
+    aten: str = ""
+    phase: str = "forward"
+    place: Place = NOWHERE
+    module: nn.Module | None = None
+    operands: tuple[Made, ...] = ()
+    numbers: tuple[Any, ...] = ()
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    derivative_of: Made | None = None
+    node: str | None = None
+    by: Any = None
+    bad: Bad | None = None
+
+    @property
+    def bad_nan(self) -> bool:
+        """Whether its result holds a NaN."""
+        return self.bad is not None and self.bad.nan
+
+    @property
+    def bad_overflows(self) -> bool:
+        """Whether infinities were born in it from numbers of ordinary kinds: no division, no logarithm."""
+        return self.bad is not None and self.bad.kind == "born" and not self.bad.nan and self.op in _GROWING
+
+
+@dataclass
+class Ledger:
+    """Which record stands behind which memory.
+
+    Memory is known by the identity of its storage; a weak reference keeps that identity from being used again.
+    """
+
+    _made: dict[int, tuple[StorageWeakRef, Made]] = field(default_factory=dict)
+    _steps: deque[list[Made]] = field(default_factory=deque)
+    _limit: int = 20_000
+
+    def of(self, tensor: Tensor) -> Made | None:
+        """The record of what last wrote to the tensor's memory."""
+        key = storage_key(tensor)
+        entry = None if key is None else self._made.get(key)
+        return None if entry is None else entry[1]
+
+    def note(self, tensor: Tensor, made: Made) -> None:
+        """`made` has written to the tensor's memory."""
+        key = storage_key(tensor)
+        if key is None:
+            return
+        known = self._made.get(key)
+        self._made[key] = (_weak(tensor) if known is None else known[0], made)
+        if self._steps:
+            self._steps[-1].append(made)
+        if len(self._made) > self._limit:
+            self._sweep()
+
+    def new_step(self) -> None:
+        """A training step begins: let go of what finite values of earlier steps were computed from."""
+        self._steps.append([])
+        if len(self._steps) > _KEPT_STEPS + 1:
+            for made in self._steps.popleft():
+                if made.bad is None:
+                    made.operands = ()
+                    made.derivative_of = None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._made.clear()
+        self._steps.clear()
+
+    def _sweep(self) -> None:
+        self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
+        self._limit = max(20_000, 2 * len(self._made))
+
+
+def _weak(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(storage_of(tensor))  # type: ignore[no-untyped-call]
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """The identity of the memory behind a tensor; None for kinds that have none of their own."""
+    try:
+        return int(storage_of(tensor)._cdata)
+    except (NotImplementedError, RuntimeError):  # fake and wrapped tensors
+        return None
+
+
+def storage_of(tensor: Tensor) -> Any:
+    """The memory that holds a tensor's values."""
+    return (tensor._values() if tensor.layout is torch.sparse_coo else tensor).untyped_storage()
+
+
+def distinct(records: Sequence[Made | None]) -> tuple[Made, ...]:
+    """The records without None and repetitions, in order."""
+    return tuple({id(made): made for made in records if made is not None}.values())

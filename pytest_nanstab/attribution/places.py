@@ -1,0 +1,124 @@
+"""Where an operation was called: one walk up the Python stack, from the innermost frame to the user's line."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from pytest_nanstab.attribution.source import RUNNER, is_user_file
+
+Spot = tuple[str, int]
+
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = str(Path(__file__).resolve().parent.parent) + os.sep
+_FUNCTIONAL = tuple(_TORCH + name.replace("/", os.sep) for name in ("nn/functional.py", "functional.py"))
+# The frame that runs the autograd engine: what is above it belongs to the backward pass.
+_ENGINE = ("_engine_run_backward", "run_backward")
+_NAMELESS = ("<module>", "<lambda>", "<listcomp>", "<genexpr>", "<dictcomp>")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an operation was called.
+
+    Attributes:
+        spot: the innermost user line, as (file, line); None without any.
+        function: the name of the user's function, None where it has none.
+        functional: the outermost function of torch.nn.functional between that line and the operation.
+        library: the innermost line of any other library, as (file, line).
+        in_backward: whether the autograd engine ran it, and no user code inside the backward pass.
+        in_module: whether a module of torch's own lies between that line and the operation.
+    """
+
+    spot: Spot | None
+    function: str | None
+    functional: str | None
+    library: Spot | None
+    in_backward: bool
+    in_module: bool = False
+
+
+NOWHERE = Place(None, None, None, None, in_backward=False)
+
+
+@lru_cache(maxsize=4096)
+def _kind(filename: str) -> str:
+    """ "user", "functional", "torch", "ours", "runner" or "library"."""
+    if filename.startswith(_OURS):
+        return "ours"
+    if filename in _FUNCTIONAL:
+        return "functional"
+    if filename.startswith((_TORCH, "<")):
+        return "torch"
+    if RUNNER in filename:
+        return "runner"
+    if is_user_file(filename):
+        return "user"
+    return "stdlib" if is_stdlib(filename) else "library"
+
+
+@lru_cache(maxsize=4096)
+def is_stdlib(filename: str) -> bool:
+    """Whether a file that is not the user's belongs to Python itself."""
+    return not any(part in filename for part in (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"))
+
+
+def place_of_call(depth: int = 1) -> tuple[Place, FrameType | None]:
+    """The place of the call `depth` frames up, and the user's frame there."""
+    frame: FrameType | None = sys._getframe(depth)
+    functional, library, crossed, in_module = None, None, False, False
+    while frame is not None:
+        code = frame.f_code
+        kind = _kind(code.co_filename)
+        if kind == "user":
+            function = None if code.co_name in _NAMELESS else code.co_name
+            spot = (code.co_filename, frame.f_lineno)
+            return Place(spot, function, functional, library, crossed, in_module), frame
+        if kind == "functional":
+            functional = code.co_name
+        elif kind == "torch" and code.co_name in _ENGINE:
+            functional, library, crossed, in_module = None, None, True, False
+        elif kind == "torch" and code.co_name == "_call_impl":
+            in_module = True
+        elif kind == "library" and library is None:
+            library = (code.co_filename, frame.f_lineno)
+        elif kind == "runner":
+            break
+        frame = frame.f_back
+    return Place(None, None, functional, library, crossed, in_module), None
+
+
+def called_at(frame: FrameType | None) -> str | None:
+    """The name of the torch function whose call a frame is in, read from its source; None before Python 3.11.
+
+    What aten does for `torch.logdet` or `torch.einsum` says little: the user's own word does.
+    """
+    positions = getattr(frame and frame.f_code, "co_positions", None)
+    if frame is None or positions is None:
+        return None
+    line, last_line, start, end = next(islice(positions(), frame.f_lasti // 2, None), (None,) * 4)
+    if line is None or line != last_line or start is None or end is None:
+        return None
+    text = linecache.getline(frame.f_code.co_filename, line).encode()[start:end].decode(errors="replace")
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        return None
+    function = tree.func if isinstance(tree, ast.Call) else None
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
+    return name if name is not None and _is_torch_function(name) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_torch_function(name: str) -> bool:
+    homes = (torch, torch.Tensor, torch.nn.functional, torch.linalg, torch.special, torch.fft)
+    return any(hasattr(home, name) for home in homes)

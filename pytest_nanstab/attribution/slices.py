@@ -1,0 +1,344 @@
+"""The statements of a running function that compute a value, so that just these can be run once more.
+
+A backward slice: from the statement that used a value back to those that made what it names, as far as they lie in the
+same turn of the loop. Whatever has an effect beyond its names (a step, a backward pass, drawing the next batch) is no
+part of it; when it would have to be, there is no slice.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any, Literal
+
+# Calls that change more than what they return.
+_EFFECTS = frozenset(
+    {"backward", "manual_backward", "step", "optimizer_step", "zero_grad", "update", "unscale_", "next", "pop"}
+    | {"popleft", "write", "save", "fit", "load_state_dict", "clip_grad_norm_", "clip_grad_value_"}
+)
+# Contexts that only change how their block computes.
+_CONTEXTS = frozenset(
+    {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "sdpa_kernel", "device"}
+)
+_LOOPS = (ast.For, ast.While, ast.AsyncFor)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+# What a name's present value is worth: "good" as it is; "bad" (it holds NaN or Inf, and is computed anew if it can be);
+# "gone" (it belongs to a graph that is used up, or to a call that has returned, and must be computed anew).
+State = Literal["good", "bad", "gone"]
+StateOf = Callable[[Any], State]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The names that statements of a function see, and where the function stands.
+
+    Attributes:
+        filename, function, first: which function it is; `first` is its first line.
+        line: the statement it is in; 0 where it has returned.
+        values: the names and what they hold.
+        lost: names that were local to a call that has returned.
+    """
+
+    filename: str
+    function: str
+    first: int
+    line: int
+    values: Mapping[str, Any]
+    lost: frozenset[str] = frozenset()
+
+    def state(self, name: str, state_of: StateOf) -> State:
+        """What the present value of a name is worth; builtins and globals are good."""
+        if name in self.lost:
+            return "gone"
+        return state_of(self.values[name]) if name in self.values else "good"
+
+
+def scope_of_frame(frame: FrameType) -> Scope:
+    """The scope of a running function."""
+    code = frame.f_code
+    names = {**frame.f_globals, **frame.f_locals}
+    return Scope(code.co_filename, code.co_name, code.co_firstlineno, frame.f_lineno, names)
+
+
+def scope_of_function(function: Any) -> Scope | None:
+    """The scope of a function that has returned: what its locals held is lost."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
+    values = {**function.__globals__, **{name: cell.cell_contents for name, cell in cells}}
+    defaults = function.__defaults__ or ()
+    arguments = code.co_varnames[: code.co_argcount]
+    given = {
+        **dict(zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)),
+        **(function.__kwdefaults__ or {}),
+    }
+    values.update(given)
+    lost = (frozenset(code.co_varnames) | frozenset(code.co_cellvars)) - given.keys()
+    return Scope(code.co_filename, code.co_name, code.co_firstlineno, 0, values, lost)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Statements to run, and the expression whose value is wanted afterwards."""
+
+    scope: Scope
+    body: tuple[ast.stmt, ...]
+    value: ast.expr
+
+    def run(self) -> Any:
+        """The value, computed anew with copies of the names."""
+        names = dict(self.scope.values)
+        module = ast.Module(body=list(self.body), type_ignores=[])
+        exec(self._compiled(module, "exec"), names)  # the user's own statements
+        return eval(self._compiled(ast.Expression(body=self.value), "eval"), names)
+
+    def _compiled(self, tree: ast.Module | ast.Expression, mode: str) -> CodeType:
+        """Code whose frames look like the function's own."""
+        code: CodeType = compile(tree, self.scope.filename, mode)
+        return code.replace(co_name=self.scope.function)
+
+
+def slice_of(scope: Scope, line: int, state_of: StateOf, value: ast.expr | None = None) -> Slice | None:
+    """The slice that computes `value` as it stood at a line of a function; None where there is none.
+
+    Args:
+        scope: the function.
+        line: the line of the statement that used the value.
+        state_of: what the present value of a name is worth.
+        value: the expression; None for what a call of `backward` at that line differentiates.
+    """
+    path = _path_to(scope, line)
+    if path is None:
+        return None
+    wanted = value if value is not None else _differentiated(path[-1])
+    if wanted is None:
+        return None
+    body = _collect(path, wanted, scope, state_of)
+    return None if body is None else Slice(scope, tuple(body), wanted)
+
+
+def line_of_backward(scope: Scope) -> int | None:
+    """The line of the last call of `backward` before where a function stands, in the same turn of the loop."""
+    if not scope.line:
+        home = _home_of(scope)
+        return None if home is None else _backward_in(reversed(getattr(home, "body", [])))
+    path = _path_to(scope, scope.line)
+    if path is None:
+        return None
+    return path[-1].lineno if _differentiated(path[-1]) is not None else _backward_in(_before(path))
+
+
+def _backward_in(statements: Iterable[ast.stmt]) -> int | None:
+    calls = (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call))
+    return next((node.lineno for node in calls if _name_of(node) in ("backward", "manual_backward")), None)
+
+
+# -- the syntax tree ---------------------------------------------------------------------------------------------------
+
+
+def _home_of(scope: Scope) -> ast.AST | None:
+    """The function's own node in its file, or the file's."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(scope.filename)))
+    except SyntaxError:
+        return None
+    if scope.function == "<module>":
+        return tree
+    functions = (n for n in ast.walk(tree) if isinstance(n, _FUNCTIONS[:2]) and n.name == scope.function)
+    return next((node for node in functions if _first(node) == scope.first), None)
+
+
+def _path_to(scope: Scope, line: int) -> list[ast.stmt] | None:
+    """The statements around a line, from the function's (or the module's) own body inwards."""
+    home = node = _home_of(scope)
+    if home is None:
+        return None
+    path: list[ast.stmt] = []
+    while node is not None and (inner := _statement_in(node, line)) is not None:
+        path.append(inner)
+        node = inner
+        if isinstance(inner, (*_FUNCTIONS, ast.ClassDef)):
+            return None  # a function inside the function
+    if path:
+        path[0]._home = _block_of(home, path[0])  # type: ignore[attr-defined]
+    return path or None
+
+
+def _first(node: Any) -> int:
+    return int(min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]))
+
+
+def _blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        if isinstance(block, list) and block and isinstance(block[0], ast.stmt):
+            yield block
+    for handler in getattr(node, "handlers", ()):
+        yield handler.body
+
+
+def _statement_in(node: ast.AST, line: int) -> ast.stmt | None:
+    """The last statement of a node's blocks that covers a line: several may share one."""
+    found = None
+    for block in _blocks(node):
+        for statement in block:
+            if statement.lineno <= line <= (statement.end_lineno or statement.lineno):
+                found = statement
+                if found.lineno == line and _differentiated(found) is not None:
+                    return found
+    return found
+
+
+def _before(path: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements before the last of a path, the nearest first, as far as the innermost loop's turn goes."""
+    for depth in range(len(path) - 1, -1, -1):
+        around: ast.AST | None = path[depth - 1] if depth else None
+        block = _block_of(around, path[depth]) if around is not None else _siblings(path)
+        yield from reversed(block[: block.index(path[depth])])
+        if isinstance(around, _LOOPS):
+            return
+
+
+def _siblings(path: Sequence[ast.stmt]) -> list[ast.stmt]:
+    home: Any = getattr(path[0], "_home", None)
+    return list(home) if home is not None else [path[0]]
+
+
+def _block_of(node: ast.AST, statement: ast.stmt) -> list[ast.stmt]:
+    return next((block for block in _blocks(node) if statement in block), [statement])
+
+
+def _name_of(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _differentiated(statement: ast.AST) -> ast.expr | None:
+    """What a call of `backward` in a statement differentiates: its receiver, or its first argument."""
+    if isinstance(statement, (*_LOOPS, ast.If, ast.With, ast.Try, *_FUNCTIONS, ast.ClassDef)):
+        return None
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Call) and _name_of(node) in ("backward", "manual_backward"):
+            owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+            if node.args and (owner is None or _name_of(node) == "manual_backward" or isinstance(owner, ast.Name)):
+                holds_tensor = node.args[0]
+                return holds_tensor if _is_helper(owner) else owner
+            return owner if owner is not None else (node.args[0] if node.args else None)
+    return None
+
+
+def _is_helper(owner: ast.expr | None) -> bool:
+    """Whether `owner.backward(x)` differentiates x: a module, an engine or a trainer, not a tensor with a gradient."""
+    name = ast.unparse(owner) if owner is not None else ""
+    return name.rpartition(".")[2] in ("", "autograd", "accelerator", "fabric", "self", "engine", "trainer", "manual")
+
+
+# -- the slice ---------------------------------------------------------------------------------------------------------
+
+
+def _collect(path: list[ast.stmt], wanted: ast.expr, scope: Scope, state_of: StateOf) -> list[ast.stmt] | None:
+    needed = {name for name in _names(wanted) if scope.state(name, state_of) != "good"}
+    changed: set[str] = set()
+    body: list[ast.stmt] = []
+    for statement in _before(path):
+        for part in _parts(statement):
+            assigned = _assigned(part)
+            if not assigned & needed:
+                continue
+            if _has_effects(part):
+                if any(scope.state(name, state_of) == "gone" for name in assigned & needed):
+                    return None
+                needed -= assigned  # bad, but at hand as it is
+                continue
+            body.insert(0, part)
+            changed |= assigned
+            if not isinstance(part, (ast.AugAssign, *_LOOPS, ast.If)):
+                needed -= assigned
+            read = _names(part) - (set() if _reads_itself(part) else assigned)
+            needed |= {name for name in read if name in changed or scope.state(name, state_of) != "good"}
+    missing = {name for name in needed if name in changed or scope.state(name, state_of) == "gone"}
+    return None if missing and not _all_defined(missing, body) else _in_contexts(path, body)
+
+
+def _all_defined(names: set[str], body: Sequence[ast.stmt]) -> bool:
+    defined = set().union(*(_assigned(statement) for statement in body)) if body else set()
+    return names <= defined
+
+
+def _parts(statement: ast.stmt) -> list[ast.stmt]:
+    """A statement; of a context that means nothing to the computation its block, the last statement first."""
+    if isinstance(statement, ast.With) and not all(_is_harmless(item) for item in statement.items):
+        return [part for inner in reversed(statement.body) for part in _parts(inner)]
+    if isinstance(statement, ast.Try):
+        return [part for inner in reversed(statement.body) for part in _parts(inner)]
+    return [statement]
+
+
+def _is_harmless(item: ast.withitem) -> bool:
+    return isinstance(item.context_expr, ast.Call) and _name_of(item.context_expr) in _CONTEXTS
+
+
+def _in_contexts(path: Sequence[ast.stmt], body: list[ast.stmt]) -> list[ast.stmt]:
+    """The statements inside the harmless contexts that were around them and are part of the same loop turn."""
+    around: list[ast.With] = []
+    for statement in reversed(path[:-1]):
+        if isinstance(statement, _LOOPS):
+            break
+        if isinstance(statement, ast.With) and any(map(_is_harmless, statement.items)):
+            around.append(statement)
+    for statement in around:
+        if body:
+            items = [item for item in statement.items if _is_harmless(item)]
+            wrapped = ast.With(items=items, body=body)
+            body = [ast.copy_location(wrapped, statement)]
+    return body
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _assigned(statement: ast.AST) -> set[str]:
+    """The names a statement binds, or changes in place by an assignment or a method of theirs."""
+    return {name for node in ast.walk(statement) for name in _assigned_by(node)}
+
+
+def _assigned_by(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Name) and isinstance(node.ctx, (ast.Store, ast.Del)):
+        return {node.id}
+    if isinstance(node, (ast.Subscript, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+        return _names(node.value)
+    function = node.func if isinstance(node, ast.Call) else None
+    if not isinstance(function, ast.Attribute) or not isinstance(function.value, ast.Name):
+        return set()
+    in_place = function.attr.endswith("_") and not function.attr.startswith("_")
+    return {function.value.id} if in_place or function.attr in ("append", "extend") else set()
+
+
+def _reads_itself(statement: ast.stmt) -> bool:
+    if isinstance(statement, (ast.AugAssign, *_LOOPS, ast.If, ast.With, ast.Expr)):
+        return True
+    value = getattr(statement, "value", None)
+    return value is not None and bool(_names(value) & _assigned(statement))
+
+
+def _has_effects(statement: ast.AST) -> bool:
+    awaits = (ast.Await, ast.Yield, ast.YieldFrom, ast.Return)
+    return any(
+        isinstance(node, awaits) or (isinstance(node, ast.Call) and _name_of(node) in _EFFECTS)
+        for node in ast.walk(statement)
+    )
+
+
+def covers(scope: Scope, line: int) -> bool:
+    """Whether a line belongs to a function's body."""
+    home = _home_of(scope)
+    if home is None:
+        return False
+    return isinstance(home, ast.Module) or scope.first <= line <= (getattr(home, "end_lineno", None) or scope.first)
