@@ -21,6 +21,13 @@ class StabilityError(AssertionError):
         super().__init__(message)
         self.findings = tuple(findings)
 
+    def retell(self, finding: Finding, told: Finding) -> None:
+        """Put a finding in the place of one of these, for whoever learned more about it."""
+        from pytest_nanstab.reporting.block import render
+
+        self.findings = tuple(told if known is finding else known for known in self.findings)
+        self.args = (render(self.findings), *self.args[1:])
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The classes call themselves builtins (below), where pickle would look for them in vain.
         return _rebuild, (isinstance(self, NonFiniteError), str(self), self.findings)

@@ -36,18 +36,28 @@ class ItemWatch:
         mode: "explicit" raises at the sink; "watched" raises after the test has passed; "report" never raises.
         settings: limits and exceptions, for explicit tests.
         headroom: whether headroom is measured without a limit on it.
+        explain: whether a failing computation is repeated on the spot.
 
     Attributes:
         findings: what the test failed with, or is told about; set on leaving.
         is_open: whether the test's code is running.
     """
 
-    def __init__(self, item: pytest.Item, mode: str, settings: ItemSettings, *, headroom: bool = False) -> None:
+    def __init__(
+        self,
+        item: pytest.Item,
+        mode: str,
+        settings: ItemSettings,
+        *,
+        headroom: bool = False,
+        explain: bool = True,
+    ) -> None:
         self.mode = mode
         self.settings = settings
         self.findings: tuple[Finding, ...] = ()
         self._item = item
         self._headroom = headroom
+        self._explain = explain
         self._region: Region | None = None
         self._users: Region | None = None
         self._failures: list[BaseException] = []
@@ -103,6 +113,7 @@ class ItemWatch:
             limits=self.settings.limits,
             allow_nonfinite=self.settings.allow_nonfinite,
             headroom=self._headroom,
+            explain=self._explain,
         )
         self._region = Region(options, {"again": again(self._item, explicit=explicit)})
         _REGIONS.add(self._region)
@@ -133,6 +144,20 @@ class ItemWatch:
         self.findings = _unique([*carried(*errors), *recorded])
         if self.findings and not errors and self.mode == "watched":
             raise _verdict(self.findings)
+
+    @property
+    def explains(self) -> bool:
+        """Whether a failing computation is repeated on the spot, and torch was watched at all."""
+        return self._explain and self._region is not None
+
+    def differs_from(self, other: ItemWatch | None) -> str | None:
+        """Where the losses of another run of the same test part from this one's; None while they are the same."""
+        if other is None or self._region is None or other._region is None:
+            return None
+        for step, (first, second) in enumerate(zip(self._region.run.loss, other._region.run.loss, strict=False), 1):
+            if first != second and first == first and second == second:  # noqa: PLR0124 - NaN differs from itself
+                return f"loss at step {step}: {first:.6g}, then {second:.6g}"
+        return None
 
     def record(self) -> dict[str, Any]:
         """The measured part of the item's test record."""
@@ -166,14 +191,23 @@ def each_example(item: pytest.Item, start: Callable[[], ItemWatch]) -> Iterator[
 
     `inner_test` is what Hypothesis documents for this; the watch of the last example, the smallest failing one, stays.
     """
+    from pytest_nanstab.replay import EXAMPLE, random_states
+
     handle = _hypothesis_of(item)
     inner = handle.inner_test
 
     @functools.wraps(inner)
     def watched(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        with start():
-            return inner(*args, **kwargs)
+
+        def run() -> Any:
+            __tracebackhide__ = True
+            with start():
+                return inner(*args, **kwargs)
+
+        # The last example that Hypothesis runs is the one it reports.
+        item.stash[EXAMPLE] = (random_states(), run)
+        return run()
 
     handle.inner_test = watched
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_nanstab import replay
 from pytest_nanstab import settings as settings_module
 from pytest_nanstab.items import WATCH, ItemWatch, again, each_example, has_examples
 from pytest_nanstab.records import Collector, Messenger, attach, tidy
@@ -108,9 +109,11 @@ def _check_markers(item: pytest.Item, settings: Settings) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse a test with a wrong marker, where the session could not be refused."""
+    """Refuse a test with a wrong marker, where the session could not be refused; keep what a rerun starts from."""
     if _WRONG in item.stash:
         pytest.fail(item.stash[_WRONG], pytrace=False)
+    if not _is_suite(item):
+        replay.remember(item)
 
 
 def _is_suite(item: pytest.Item) -> bool:
@@ -120,14 +123,14 @@ def _is_suite(item: pytest.Item) -> bool:
 def _watch_of(item: pytest.Item) -> ItemWatch | None:
     """A new watch for one execution of the item's code, or None where nothing is watched."""
     settings: Settings = item.config.stash[SETTINGS]
-    headroom = settings.headroom is not None
+    more: dict[str, bool] = {"headroom": settings.headroom is not None, "explain": settings.explain != "off"}
     if _is_suite(item):
         return None
     if item.get_closest_marker("nanstab") is not None:
-        watch = ItemWatch(item, "explicit", settings_module.of_item(item, settings), headroom=headroom)
+        watch = ItemWatch(item, "explicit", settings_module.of_item(item, settings), **more)
     elif settings.mode in ("all", "report"):
         mode = "watched" if settings.mode == "all" else "report"
-        watch = ItemWatch(item, mode, settings_module.ItemSettings({}), headroom=headroom)
+        watch = ItemWatch(item, mode, settings_module.ItemSettings({}), **more)
     else:
         return None
     item.stash[WATCH] = watch
@@ -145,6 +148,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     watch = _watch_of(item)
     if watch is None:
         return (yield)
+    replay.remember_shared(item)
+    with replay.deferring(item):
+        return (yield from _watched(item, watch))
+
+
+def _watched(item: pytest.Item, watch: ItemWatch) -> Generator[None, object, object]:
+    """The call phase inside its watch, or inside one watch per example of Hypothesis."""
+    __tracebackhide__ = True
     if watch.mode == "explicit" and has_examples(item):
         with each_example(item, lambda: _watch_of(item) or watch):
             return (yield)
@@ -162,7 +173,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     settings = pyfuncitem.config.stash[SETTINGS]
     inherited = settings_module.of_item(pyfuncitem, settings).limits
-    return expand.run_item(pyfuncitem, inherited, device=settings.device, fail_grade=settings.fail_grade) or None
+    ran = expand.run_item(
+        pyfuncitem, inherited, device=settings.device, fail_grade=settings.fail_grade, explain=settings.explain
+    )
+    return ran or None
 
 
 @pytest.fixture
@@ -189,11 +203,20 @@ def nanstab(request: pytest.FixtureRequest) -> Nanstab:
     )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Raise what a fixture's end raised before the test was run once more."""
+    result = yield
+    replay.raise_kept(item)
+    return result
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Let the test's record ride on the report."""
+    """Let the test's record ride on the report, with findings that name their origin."""
+    replay.explain(item, call)
     tidy(call)
     report = yield
     attach(item, call, report)

@@ -10,7 +10,7 @@ from pytest_nanstab.reporting import text
 from pytest_nanstab.reporting.block import render
 from pytest_nanstab.reporting.model import Record, findings_of
 
-_PROPERTIES = ("kind", "step", "module", "source", "message")
+_PROPERTIES = ("kind", "step", "module", "op", "source", "message", "cause", "remedy")
 
 
 def properties(record: Record) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pytest_nanstab.attribution.plan import traced
+from pytest_nanstab.attribution.tracing import Tracing
 from pytest_nanstab.batches.boundary import boundary_batches
 from pytest_nanstab.batches.infer import infer_spec
 from pytest_nanstab.batches.layout import with_dtype
@@ -92,12 +94,20 @@ class Hunter:
     """Tries legal batches on states of one setup; every try starts from the state bit for bit."""
 
     def __init__(
-        self, setup: TrainingSetup, form: Arithmetic, domain: Domain, *, seed: int, context: Mapping[str, object]
+        self,
+        setup: TrainingSetup,
+        form: Arithmetic,
+        domain: Domain,
+        *,
+        seed: int,
+        context: Mapping[str, object],
+        explain: bool = True,
     ) -> None:
         self.domain = domain
         self._setup = setup
         self._form = form
         self._seed = seed
+        self._explain = explain
         self._context = {key: value for key, value in context.items() if key != "steps"}
         # The scale of a fresh scaler is a matter of the first steps, not of the batch: gradients are taken unscaled.
         self._stepper = Stepper(setup, form, scaled=False)
@@ -114,8 +124,19 @@ class Hunter:
                 budget.used += 1
                 found = self.probe(state, described)
                 if found is not None:
-                    return found
+                    return self._explained(found, state, described)
         return None
+
+    def _explained(self, found: Finding, state: State, described: Described) -> Finding:
+        """The finding with its origin: the same step once more, traced."""
+        __tracebackhide__ = True
+        if not self._explain:
+            return found
+        again: list[Finding | None] = []
+        with traced(Tracing()):
+            again.append(self._step(state, described))
+        self.tried -= 1
+        return again[0] or found
 
     def probe(self, state: State, described: Described) -> Finding | None:
         """One training step on one batch, from one state.

@@ -20,6 +20,7 @@ from pytest_nanstab.suite.batching import cycle, nonfinite_tensor
 from pytest_nanstab.suite.driver import describe
 from pytest_nanstab.suite.evaluate import MAX_BATCHES, MAX_SECONDS, eval_source, evaluate, is_data_fault
 from pytest_nanstab.suite.expand import ItemRequest
+from pytest_nanstab.suite.explaining import explained
 from pytest_nanstab.suite.precision import InapplicableError
 from pytest_nanstab.suite.setup import Batches, TrainingSetup
 from pytest_nanstab.suite.shared import Training, release, training_of
@@ -61,18 +62,29 @@ def execute(request: ItemRequest) -> None:
     try:
         for seed in request.seeds:  # a comprehension would be a frame in users' tracebacks
             verdicts[seed] = _one_seed(request, seed)
+        _explain(request, verdicts)
     finally:
         release(request)
     failed = [seed for seed, verdict in verdicts.items() if verdict.failing]
+    if failed:
+        verdicts[failed[0]].failing = _told(request, verdicts[failed[0]], failed)
     ran = [seed for seed, verdict in verdicts.items() if verdict.skip is None]
     if ran:
         shown = (failed or ran)[0]
         _record(request, shown, verdicts[shown])
     if failed:
-        raise error_from(_told(request, verdicts[failed[0]], failed))
+        raise error_from(verdicts[failed[0]].failing)
     skip = verdicts[request.seeds[0]].skip
     if not ran and skip is not None:
         raise skip
+
+
+def _explain(request: ItemRequest, verdicts: dict[int, Verdict]) -> None:
+    """Name the operation behind the findings of the first failing seed, which are those that are told."""
+    __tracebackhide__ = True
+    seed = next((seed for seed, verdict in verdicts.items() if verdict.failing), None)
+    if seed is not None:
+        verdicts[seed].failing = explained(request, seed, verdicts[seed].failing)
 
 
 def _one_seed(request: ItemRequest, seed: int) -> Verdict:
@@ -239,7 +251,8 @@ def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
 
     training = _finished_training(request, seed)
     with seeded(seed):
-        found, notes = attack(training, seed, _context(request, seed, training))
+        context = _context(request, seed, training)
+        found, notes = attack(training, seed, context, explain=request.explain != "off")
     failing = [found] if found is not None else []
     if found is not None and _beyond(str(found.evidence.get("grade")), request.fail_grade):
         notes = [*notes, f"only reported, nanstab_fail_grade is {request.fail_grade!r}: {found.message}"]

@@ -92,12 +92,14 @@ def _evaluate_batch(
             cause="the batch already held it when the loss was called",
             remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
         )
-    return Finding(
+    finding = Finding(
         kind="nonfinite-loss",
         message=f"{word} in the evaluation loss at batch {number}",
         phase="eval",
         evidence=evidence,
     )
+    made = region.behind(loss)
+    return finding if made is None or region.tracing is None else region.tracing.told(finding, made, region)
 
 
 def is_data_fault(batch: Batch, domain: object) -> bool:

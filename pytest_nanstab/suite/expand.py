@@ -58,6 +58,7 @@ class ItemRequest:
     device: str
     record: CaseRecord
     fail_grade: str = GRADES[-1]
+    explain: str = ""
 
     @property
     def group(self) -> str:
@@ -127,6 +128,7 @@ def run_item(
     *,
     device: str = "cpu",
     fail_grade: str = GRADES[-1],
+    explain: str = "",
 ) -> bool:
     """Run a suite's case instead of the bare function: for `pytest_pyfunc_call`. False where it is no suite.
 
@@ -147,7 +149,7 @@ def run_item(
     pyfuncitem.stash[RECORD] = record
     from pytest_nanstab.suite.checks import execute  # imports torch
 
-    execute(ItemRequest(pyfuncitem, spec, case, limits, device, record, fail_grade))
+    execute(ItemRequest(pyfuncitem, spec, case, limits, device, record, fail_grade, explain))
     return True
 
 

@@ -23,7 +23,9 @@ FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 REAL_STATES = 0.6
 
 
-def attack(training: Training, seed: int, context: Mapping[str, object]) -> tuple[Finding | None, list[str]]:
+def attack(
+    training: Training, seed: int, context: Mapping[str, object], *, explain: bool = True
+) -> tuple[Finding | None, list[str]]:
     """Up to 60 tries in 10 s on the fresh and on the trained model; the first finding, and notes for the reader.
 
     Raises:
@@ -33,7 +35,7 @@ def attack(training: Training, seed: int, context: Mapping[str, object]) -> tupl
     setup, form = training.setup, training.form
     assert training.fresh is not None
     domain = domain_of(setup, training.samples, form)
-    hunter = Hunter(setup, form, domain, seed=seed, context=context)
+    hunter = Hunter(setup, form, domain, seed=seed, context=context, explain=explain)
     budget = Budget(SUITE_EVALUATIONS, SUITE_SECONDS)
     trained = Snapshot(setup)
     states = [State("fresh model", training.fresh.restore), State("trained model", trained.restore)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Training:
         fresh: the state before the first step, where an item wants it.
         evaluation: what evaluation found, where an item wants it.
         stuck: names of the parameters that no step changed although each had a gradient and a learning rate.
+        seconds: how long it took.
     """
 
     setup: TrainingSetup
@@ -78,6 +80,7 @@ class Training:
     fresh: Snapshot | None = None
     evaluation: Outcome[list[Finding]] | None = None
     stuck: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def stop(self) -> Finding | None:
@@ -148,12 +151,20 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         check_parameters=True,
         track_parameters=True,
     )
-    steps = request.spec.steps
+    steps, began = request.spec.steps, time.monotonic()
     with modes(setup.model, training=True), arithmetic(setup, precision, device=request.device) as form:
         fresh = Snapshot(setup) if request.sibling("adversarial_batches") is not None else None
         stepper = Stepper(setup, form)
         with Region(options, describe(steps, seed, form)) as region:
             *samples, last = drive(stepper, region, steps=steps, keep=0 if fresh is None else SAMPLES)
     return Training(
-        setup, form, region.run, list(region.findings), samples, last, fresh, stuck=tuple(region.stuck_parameters())
+        setup,
+        form,
+        region.run,
+        list(region.findings),
+        samples,
+        last,
+        fresh,
+        stuck=tuple(region.stuck_parameters()),
+        seconds=time.monotonic() - began,
     )

@@ -1,0 +1,329 @@
+"""Runs a failed test once more with its operations traced, to name the operation behind a finding.
+
+pytest's side of attribution: fixtures of the test are set up anew, random states and shared models are put back to
+what they were, and afterwards the session goes on as if there had been one run. Imports torch only once the test has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_nanstab.errors import StabilityError
+from pytest_nanstab.items import WATCH, ItemWatch, again, carried, chain
+from pytest_nanstab.settings import SETTINGS, Settings
+
+if TYPE_CHECKING:
+    from pytest_nanstab.attribution.tracing import Tracing
+    from pytest_nanstab.findings import Finding
+
+_States = list[Callable[[], object]]
+_BEFORE = pytest.StashKey[_States]()
+_TEARDOWN = pytest.StashKey[BaseException]()
+EXAMPLE = pytest.StashKey["tuple[_States, Callable[[], object]]"]()
+# torch's own first seed: what a process that imports torch starts with.
+_FIRST_SEED = 67280421310721
+# A test this short is traced from its first step on: tracing costs a tiny model about seven times its run.
+_SHORT = 0.35
+_MARGIN = 2
+
+
+# -- before the run ----------------------------------------------------------------------------------------------------
+
+
+def remember(item: pytest.Item) -> None:
+    """Keep what a rerun must start from: call it before the item's fixtures are set up."""
+    if wanted(item) and WATCH not in item.stash:
+        item.stash[_BEFORE] = random_states()
+
+
+def remember_shared(item: pytest.Item) -> None:
+    """The same for models and optimizers that other tests share: they are no part of the item's own setup."""
+    if _BEFORE in item.stash and "torch" in sys.modules:
+        shared = list(_shared(item))
+        if shared:
+            from pytest_nanstab.attribution.snapshots import snapshot
+
+            item.stash[_BEFORE].extend(snapshot(value) for value in shared)
+
+
+@contextmanager
+def deferring(item: pytest.Item) -> Iterator[None]:
+    """Leave the explanation of what is found in the block to a rerun, if there will be one."""
+    if _BEFORE not in item.stash or "torch" not in sys.modules:
+        yield
+        return
+    from pytest_nanstab.attribution.plan import deferred
+
+    with deferred():
+        yield
+
+
+def wanted(item: pytest.Item) -> bool:
+    """Whether a failure of this item is to be explained by a rerun: by default that of explicit tests."""
+    settings: Settings = item.config.stash[SETTINGS]
+    explicit = item.get_closest_marker("nanstab") is not None
+    if settings.explain == "rerun":
+        return explicit or settings.mode in ("all", "report")
+    return not settings.explain and explicit
+
+
+def random_states() -> _States:
+    """For every random generator in use, the call that puts it back to what it is now."""
+    python = random.getstate()
+    states: _States = [lambda: random.setstate(python)]
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        legacy = numpy.random.get_state()
+        states.append(lambda: numpy.random.set_state(legacy))
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_rng_state"):
+        states.append(_first_seed)
+    else:
+        cpu = torch.get_rng_state()
+        states.append(lambda: torch.set_rng_state(cpu))
+        if torch.cuda.is_initialized():
+            cuda = torch.cuda.get_rng_state_all()
+            states.append(lambda: torch.cuda.set_rng_state_all(cuda))
+    return states
+
+
+def _first_seed() -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.manual_seed(_FIRST_SEED)
+
+
+def _shared(item: pytest.Item) -> Iterator[Any]:
+    """The values of the item's fixtures that live longer than the item."""
+    info = getattr(item, "_fixtureinfo", None)
+    arguments = getattr(item, "funcargs", None) or {}
+    for name, value in arguments.items():
+        definitions = getattr(info, "name2fixturedefs", {}).get(name)
+        if definitions and definitions[-1].scope != "function":
+            yield value
+
+
+# -- after a failure ---------------------------------------------------------------------------------------------------
+
+
+def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Give the findings of a failed test their origin."""
+    watch = item.stash.get(WATCH, None)
+    if call.when != "call" or watch is None or watch.is_open:
+        return
+    error = None if call.excinfo is None else call.excinfo.value
+    if _BEFORE not in item.stash:
+        _explain_assertion_on_the_spot(item, watch, error)
+        return
+    if watch.has_failed_inside or "subtests" in getattr(item, "fixturenames", ()):
+        return  # subtests report by themselves while they run: a rerun would report them twice
+    finding = next((f for f in watch.findings if _can_be_explained(f)), None)
+    if finding is not None:
+        told = _replayed(item, watch, finding, call.duration)
+        watch.findings = tuple(told if f is finding else f for f in watch.findings)
+        for raised in chain(error):
+            if isinstance(raised, StabilityError):
+                raised.retell(finding, told)
+    elif isinstance(error, AssertionError) and not isinstance(error, StabilityError) and not watch.findings:
+        watch.findings = _behind_assertion(item, watch, call.duration)
+
+
+def _explain_assertion_on_the_spot(item: pytest.Item, watch: ItemWatch, error: BaseException | None) -> None:
+    if not isinstance(error, AssertionError) or isinstance(error, StabilityError) or watch.findings:
+        return
+    if watch.explains and "torch" in sys.modules:
+        from pytest_nanstab.attribution.local import behind_assertion
+
+        found = behind_assertion(error)
+        watch.findings = () if found is None else (_of_item(item, watch, found),)
+
+
+def _of_item(item: pytest.Item, watch: ItemWatch, finding: Finding) -> Finding:
+    command = again(item, explicit=watch.mode == "explicit")
+    return replace(finding, evidence={**finding.evidence, "again": command})
+
+
+def _can_be_explained(finding: Finding) -> bool:
+    """Whether an operation is behind a finding, and not known yet."""
+    by_operation = (finding.is_nonfinite and finding.op is None) or finding.kind == "stuck-loss-scale"
+    return by_operation and "chain" not in finding.evidence and finding.kind != "bad-data"
+
+
+def _replayed(item: pytest.Item, watch: ItemWatch, finding: Finding, seconds: float) -> Finding:
+    """The finding with what reruns tell about it."""
+    note = None
+    for first in _first_steps(finding, seconds):
+        tracing = _new_tracing(first, seconds)
+        with _rerun(item, tracing) as outcome:
+            told, note = _judged(finding, watch, outcome.findings(), outcome, tracing)
+        if told is not None and (first == 1 or not _came_from_earlier(told)):
+            return told
+    return told or _with(finding, note=note)
+
+
+def _first_steps(finding: Finding, seconds: float) -> list[int]:
+    """From which step on to trace: near the failure at first, from the start if that shows no origin."""
+    late = (finding.step or 1) - _MARGIN
+    step_range = finding.evidence.get("step_range")
+    if step_range:
+        late = min(late, int(step_range[0]) - _MARGIN)
+    return [1] if seconds < _SHORT or late <= 1 else [late, 1]
+
+
+def _came_from_earlier(finding: Finding) -> bool:
+    return finding.op is None and finding.phase != "data"
+
+
+def _new_tracing(first: int, seconds: float) -> Tracing:
+    from pytest_nanstab.attribution.tracing import Tracing
+
+    return Tracing(first, deadline=time.monotonic() + 4 * seconds + 1)
+
+
+def _judged(
+    finding: Finding, watch: ItemWatch, found: list[Finding], outcome: _Outcome, tracing: Tracing
+) -> tuple[Finding | None, str | None]:
+    """What a rerun has shown, and what it could not."""
+    again = next((f for f in found if f.is_nonfinite or f.kind == finding.kind), None)
+    differs = watch.differs_from(outcome.watch)
+    if again is None:
+        return None, outcome.trouble or (
+            "a rerun of the test stayed finite: it is not deterministic, so the operation is not known; seed it"
+        )
+    if tracing.failed:
+        return None, f"the operations could not be traced ({tracing.failed})"
+    context = {key: value for key, value in finding.evidence.items() if key in ("again", "seed", "precision", "device")}
+    again = replace(again, evidence={**again.evidence, **context})
+    return (_with(again, note=f"the rerun took another course ({differs})") if differs else again), None
+
+
+def _with(finding: Finding, *, note: str | None) -> Finding:
+    return finding if note is None else replace(finding, evidence={**finding.evidence, "note": note})
+
+
+def _behind_assertion(item: pytest.Item, watch: ItemWatch, seconds: float) -> tuple[Finding, ...]:
+    """Where the NaN comes from that the user's own assertion has met, if it has met one."""
+    from pytest_nanstab.attribution.asserted import finding_behind
+
+    tracing = _new_tracing(1, seconds)
+    with _rerun(item, tracing) as outcome:
+        found = finding_behind(outcome.error, tracing) if outcome.error is not None else None
+    return () if found is None else (_of_item(item, watch, found),)
+
+
+# -- the rerun itself --------------------------------------------------------------------------------------------------
+
+
+class _Outcome:
+    """How a rerun ended."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.watch: ItemWatch | None = None
+        self.trouble: str | None = None
+
+    def findings(self) -> list[Finding]:
+        """What the rerun found, raised or recorded."""
+        return [*carried(self.error), *(self.watch.findings if self.watch is not None else ())]
+
+
+@contextmanager
+def _rerun(item: pytest.Item, tracing: Tracing) -> Iterator[_Outcome]:
+    """Run the item's setup and call once more; what the block does, it does while the traced objects are alive."""
+    from pytest_nanstab.attribution.plan import traced
+
+    outcome, original = _Outcome(), item.stash[WATCH]
+    after = random_states()
+    with _kept(item), traced(tracing), _quiet():
+        try:
+            _run(item, outcome)
+        finally:
+            watch = item.stash[WATCH]
+            outcome.watch = None if watch is original else watch
+            item.stash[WATCH] = original
+            for put_back in after:
+                put_back()
+        yield outcome
+        outcome.error = None
+
+
+def _run(item: pytest.Item, outcome: _Outcome) -> None:
+    example = item.stash.get(EXAMPLE, None)
+    try:
+        if example is not None:
+            states, run = example
+            for put_back in states:
+                put_back()
+            run()
+            return
+        _set_up_anew(item)
+        item.ihook.pytest_runtest_call(item=item)
+    except (KeyboardInterrupt, pytest.exit.Exception):
+        raise
+    except BaseException as error:  # noqa: BLE001 - it is the user's, and it is judged
+        outcome.error = error
+        if not isinstance(error, Exception) and not list(carried(error)):
+            outcome.trouble = f"the rerun ended in {type(error).__name__}: {error}"
+    kept = getattr(item, "_excinfo", None)  # what unittest caught on pytest's behalf
+    if outcome.error is None and kept:
+        outcome.error = kept[0].value
+
+
+def _set_up_anew(item: pytest.Item) -> None:
+    """Take the item's own fixtures down and set them up again, from the states that were kept."""
+    try:
+        # Of all that is set up only what the item does not share with its parent goes: the item itself.
+        item.ihook.pytest_runtest_teardown(item=item, nextitem=item.parent)
+    except Exception as error:  # noqa: BLE001 - raised again in the item's own teardown
+        item.stash[_TEARDOWN] = error
+    for put_back in item.stash[_BEFORE]:
+        put_back()
+    if hasattr(item, "_initrequest"):
+        item._initrequest()
+    if hasattr(item, "_excinfo"):
+        item._excinfo = None
+    item.ihook.pytest_runtest_setup(item=item)
+
+
+def raise_kept(item: pytest.Item) -> None:
+    """Raise what the first teardown of a rerun item raised: for the item's own teardown."""
+    error = item.stash.get(_TEARDOWN, None)
+    if error is not None:
+        del item.stash[_TEARDOWN]
+        raise error
+
+
+@contextmanager
+def _kept(item: pytest.Item) -> Iterator[None]:
+    """What reports of the first run are made from stays as it was."""
+    sections, properties = list(item._report_sections), list(item.user_properties)
+    excinfo = getattr(item, "_excinfo", None)
+    try:
+        yield
+    finally:
+        item._report_sections[:] = sections
+        item.user_properties[:] = properties
+        if hasattr(item, "_excinfo"):
+            item._excinfo = excinfo
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing the rerun prints or warns about is news."""
+    with (
+        warnings.catch_warnings(record=True),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield
