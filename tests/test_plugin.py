@@ -76,23 +76,28 @@ def test_report_mode_tells_what_it_found(pytester):
     assert ran.block("= nanstab =", "= short") == (
         "=================================== nanstab ====================================\n"
         "1 test watched, 3 optimizer steps, 1 reported\n"
-        "reported  test_it.py::test_plain  step 2  test_it.py:14"
+        "reported  test_it.py::test_plain  step 2  test_it.py:13"
     )
     assert ran.block("_ test_plain _", "= nanstab =") == (
         "__________________________________ test_plain __________________________________\n"
         "----------------------------------- nanstab ------------------------------------\n"
-        "NaN in the loss at step 2\n"
+        "NaN in the loss at step 2, born in train()\n"
         "\n"
         "    test_it.py\n"
-        "      12 |     optimizer.zero_grad()\n"
-        '      13 |     loss = model(torch.ones(4, 2)).pow(2).mean() * (float("nan") if …\n'
-        "    > 14 |     loss.backward()\n"
-        "      15 |     optimizer.step()\n"
-        "      16 |\n"
+        "      11 |     for step in range(1, steps + 1):\n"
+        "      12 |         optimizer.zero_grad()\n"
+        '    > 13 |         loss = model(torch.ones(4, 2)).pow(2).mean() * (float("nan")…\n'
+        "      14 |         loss.backward()\n"
+        "      15 |         optimizer.step()\n"
         "\n"
         "  step      2, forward\n"
-        "  tensor    loss\n"
-        "  measured  nan\n"
+        "  op        mul, float32[]: the value became NaN\n"
+        "            0.36 * nan there\n"
+        "            operand float32[] 0.36\n"
+        "  chain     mul (nan) -> loss\n"
+        "  cause     a plain number in this operation is NaN\n"
+        "  remedy    look at where that number comes from: a division by zero in numpy, a\n"
+        "            missing value\n"
         '  again     pytest --nanstab "test_it.py::test_plain"'
     )
 
@@ -294,9 +299,9 @@ class Test:
     assert ran.block("= nanstab =", "nanstab report:") == (
         "=================================== nanstab ====================================\n"
         "10 tests checked, 14 optimizer steps, 5 failed, 1 xfailed, 1 skipped\n"
-        "non-finite  test_it.py::Test::test_raises_at_the_sink  step 2  test_it.py:14\n"
-        "non-finite  test_it.py::Test::test_raises_from  step 2  test_it.py:14\n"
+        "non-finite  test_it.py::Test::test_raises_at_the_sink  step 2  test_it.py:13\n"
+        "non-finite  test_it.py::Test::test_raises_from  step 2  test_it.py:13\n"
         "non-finite  test_it.py::Test::test_only_at_the_end  step 2  test_it.py:54\n"
         "non-finite  test_it.py::Test::te…_output_in_evaluation  Threshold  test_it.py:58\n"
-        "non-finite  test_it.py::Test::test_loss_is_not_allowed  step 2  test_it.py:14"
+        "non-finite  test_it.py::Test::test_loss_is_not_allowed  step 2  test_it.py:13"
     )

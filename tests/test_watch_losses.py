@@ -645,15 +645,15 @@ def test_a_bad_batch_inside_an_accumulation_is_named(ask):
 
 
 @every_way
-def test_a_finding_names_the_line_of_backward(ask):
-    """The finding's line is the user's own."""
+def test_a_finding_names_the_guilty_line(ask):
+    """The finding's line is the user's own: the one that made the value bad, not the one that used it."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     x, y = next(batches(1))
 
     def body():
-        loss = loss_of(model, x, y) * NAN
-        loss.backward()  # this line
+        loss = loss_of(model, x, y) * NAN  # this line
+        loss.backward()
         optimizer.step()
 
     (finding,) = ask(body)
