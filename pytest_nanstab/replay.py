@@ -291,8 +291,7 @@ def _set_up_anew(item: pytest.Item) -> None:
         put_back()
     if hasattr(item, "_initrequest"):
         item._initrequest()
-    if hasattr(item, "_excinfo"):
-        item._excinfo = None
+    vars(item).pop("_excinfo", None)
     item.ihook.pytest_runtest_setup(item=item)
 
 
@@ -308,14 +307,15 @@ def raise_kept(item: pytest.Item) -> None:
 def _kept(item: pytest.Item) -> Iterator[None]:
     """What reports of the first run are made from stays as it was."""
     sections, properties = list(item._report_sections), list(item.user_properties)
-    excinfo = getattr(item, "_excinfo", None)
+    excinfo = vars(item).get("_excinfo")  # where pytest keeps what unittest has caught; absent until then
     try:
         yield
     finally:
         item._report_sections[:] = sections
         item.user_properties[:] = properties
-        if hasattr(item, "_excinfo"):
-            item._excinfo = excinfo
+        vars(item).pop("_excinfo", None)
+        if excinfo is not None:
+            vars(item)["_excinfo"] = excinfo
 
 
 @contextmanager

@@ -174,3 +174,60 @@ def test_scaler_methods():
     scaler.scale((p * 2).sum()).backward()
     scaler.step(optimizer)
     assert seen == [(0.0, 8.0)]
+
+
+def test_a_node_leads_back_to_its_forward_operation():
+    """The number of the node that is running is the one that the forward operation was about to use up."""
+    seen: dict[str, list[tuple[str | None, int]]] = {"forward": [], "backward": []}
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            node = torch_private.current_node()
+            if node is None:
+                seen["forward"].append((func.overloadpacket.__name__, torch_private.next_sequence_number() - 1))
+            else:
+                seen["backward"].append((node.name(), node._sequence_nr()))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(2, requires_grad=True)
+    with Mode():
+        x.exp().sum().backward()
+    forward, backward = dict(seen["forward"]), dict(seen["backward"])
+    assert backward["ExpBackward0"] == forward["exp"]
+    assert backward["SumBackward0"] == forward["sum"]
+    assert torch_private.current_node() is None
+
+
+def test_a_mode_is_switched_off_below_others():
+    """A mode that others were put on top of goes, and they stay in their order."""
+
+    class Mode(TorchDispatchMode):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            order.append(self.name)
+            return func(*args, **(kwargs or {}))
+
+    order: list[str] = []
+    ours, first, second = Mode("ours"), Mode("first"), Mode("second")
+    torch_private.add_mode(ours)
+    with first, second:
+        torch_private.drop_mode(ours)
+        torch.ones(1)
+    assert order == ["second", "first"]
+    assert torch_private.dispatch_modes() == 0
+
+
+def test_storage_identities_are_not_used_again():
+    """As long as a weak reference to a storage is held, no other storage gets its identity."""
+    from pytest_nanstab.attribution.history import Ledger, Made, storage_key
+
+    ledger, made = Ledger(), Made(1, 1, "exp")
+    tensor = torch.ones(64)
+    key = storage_key(tensor)
+    ledger.note(tensor, made)
+    assert ledger.of(tensor.view(8, 8)) is made
+    del tensor
+    assert all(storage_key(torch.ones(64)) != key for _ in range(20))

@@ -116,7 +116,7 @@ def slice_of(scope: Scope, line: int, state_of: StateOf, value: ast.expr | None 
     path = _path_to(scope, line)
     if path is None:
         return None
-    wanted = value if value is not None else _differentiated(path[-1])
+    wanted = value if value is not None else _differentiated(path[-1], scope)
     if wanted is None:
         return None
     body = _collect(path, wanted, scope, state_of)
@@ -131,12 +131,12 @@ def line_of_backward(scope: Scope) -> int | None:
     path = _path_to(scope, scope.line)
     if path is None:
         return None
-    return path[-1].lineno if _differentiated(path[-1]) is not None else _backward_in(_before(path))
+    return path[-1].lineno if _has_backward(path[-1]) else _backward_in(_before(path))
 
 
 def _backward_in(statements: Iterable[ast.stmt]) -> int | None:
-    calls = (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Call))
-    return next((node.lineno for node in calls if _name_of(node) in ("backward", "manual_backward")), None)
+    nodes = (node for statement in statements for node in ast.walk(statement))
+    return next((node.lineno for node in nodes if isinstance(node, ast.Call) and _is_backward(node)), None)
 
 
 # -- the syntax tree ---------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _statement_in(node: ast.AST, line: int) -> ast.stmt | None:
         for statement in block:
             if statement.lineno <= line <= (statement.end_lineno or statement.lineno):
                 found = statement
-                if found.lineno == line and _differentiated(found) is not None:
+                if found.lineno == line and _has_backward(found):
                     return found
     return found
 
@@ -219,24 +219,38 @@ def _name_of(call: ast.Call) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def _differentiated(statement: ast.AST) -> ast.expr | None:
-    """What a call of `backward` in a statement differentiates: its receiver, or its first argument."""
+def _is_backward(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and _name_of(node) in ("backward", "manual_backward")
+
+
+def _has_backward(statement: ast.AST) -> bool:
+    """Whether a statement that holds no others calls `backward`."""
     if isinstance(statement, (*_LOOPS, ast.If, ast.With, ast.Try, *_FUNCTIONS, ast.ClassDef)):
+        return False
+    return any(_is_backward(node) for node in ast.walk(statement))
+
+
+def _differentiated(statement: ast.AST, scope: Scope) -> ast.expr | None:
+    """What a call of `backward` in a statement differentiates: its receiver, or its first argument.
+
+    `loss.backward(weights)` differentiates its receiver, `accelerator.backward(loss)` its argument: what the receiver
+    is tells them apart.
+    """
+    call = next((node for node in ast.walk(statement) if _is_backward(node)), None)
+    if not isinstance(call, ast.Call) or not _has_backward(statement):
         return None
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Call) and _name_of(node) in ("backward", "manual_backward"):
-            owner = node.func.value if isinstance(node.func, ast.Attribute) else None
-            if node.args and (owner is None or _name_of(node) == "manual_backward" or isinstance(owner, ast.Name)):
-                holds_tensor = node.args[0]
-                return holds_tensor if _is_helper(owner) else owner
-            return owner if owner is not None else (node.args[0] if node.args else None)
-    return None
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    receiver = None if owner is None else _value_of(owner, scope)
+    if call.args and (owner is None or (receiver is not None and not hasattr(receiver, "grad_fn"))):
+        return call.args[0]
+    return owner
 
 
-def _is_helper(owner: ast.expr | None) -> bool:
-    """Whether `owner.backward(x)` differentiates x: a module, an engine or a trainer, not a tensor with a gradient."""
-    name = ast.unparse(owner) if owner is not None else ""
-    return name.rpartition(".")[2] in ("", "autograd", "accelerator", "fabric", "self", "engine", "trainer", "manual")
+def _value_of(node: ast.expr, scope: Scope) -> Any:
+    """What a dotted name holds; None for any other expression."""
+    if isinstance(node, ast.Name):
+        return scope.values.get(node.id)
+    return getattr(_value_of(node.value, scope), node.attr, None) if isinstance(node, ast.Attribute) else None
 
 
 # -- the slice ---------------------------------------------------------------------------------------------------------
