@@ -54,7 +54,9 @@ def add_ini(parser: pytest.Parser) -> None:
     parser.addini("nanstab_device", "device that suites train on: cpu, cuda, cuda:1, mps", type="string", default="cpu")
     parser.addini(
         "nanstab_explain",
-        f"how a failure is traced to its operation: {', '.join(EXPLAIN)} (no effect yet)",
+        'how a failure is traced to its operation: "rerun" runs the test once more with every operation traced, '
+        '"local" repeats only the failing computation, "off" does neither (default: rerun for explicit tests, local for '
+        "all others)",
         type="string",
         default="",
     )

@@ -156,7 +156,12 @@ class Case:
     @property
     def hidden_forward(self) -> bool:
         """Whether the bad value went no further in the forward pass: only a gradient shows it."""
-        return self.made.phase == "forward" and self.origin.sink.phase == "backward"
+        return self.made.phase == "forward" and any(made.phase == "backward" for made in self.origin.path)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether it left the range of its dtype by size alone."""
+        return self.made.bad_overflows
 
     @property
     def precision(self) -> float:

@@ -405,7 +405,7 @@ FORWARD: tuple[Rule, ...] = (
     rule(
         "matmul",
         "forward",
-        lambda c: not c.nan and c.kind == "born" and c.half and c.leads_to("softmax", "masked_fill"),
+        lambda c: c.overflows and c.half and c.leads_to("softmax", "masked_fill"),
         "attention scores overflow {case.made.dtype}: q @ k is not scaled by 1/sqrt(d_k) before the product",
         "scale q by d_k**-0.5 before the product, or use F.scaled_dot_product_attention",
         "https://arxiv.org/abs/1706.03762",
@@ -413,7 +413,7 @@ FORWARD: tuple[Rule, ...] = (
     rule(
         " ".join(PRODUCTS),
         "forward",
-        lambda c: not c.nan and c.kind == "born" and c.half,
+        lambda c: c.overflows and c.half,
         "the product overflows {case.made.dtype}, which ends at {case.precision:.5g}",
         "bfloat16 or float32 for this layer, or smaller weights and inputs (scale, normalise)",
         "https://github.com/huggingface/transformers/issues/5651",
@@ -421,16 +421,16 @@ FORWARD: tuple[Rule, ...] = (
     rule(
         " ".join(REDUCTIONS | {"pow", "square", "mul", "add"}),
         "forward",
-        lambda c: not c.nan and c.kind == "born" and c.half,
+        lambda c: c.overflows and c.half,
         "{case.op} overflows {case.made.dtype}, which ends at {case.precision:.5g}",
         "compute it in float32: x.float(), or dtype=torch.float32 in the reduction",
         "https://github.com/tinygrad/tinygrad/pull/4327",
     ),
     # --- overflow by size
     rule(
-        " ".join(PRODUCTS | REDUCTIONS | {"pow", "square", "mul", "add", "sub", "prod", "cumprod"}),
+        " ".join(PRODUCTS | REDUCTIONS | {"pow", "square", "mul", "add", "sub", "cumprod", "batch_norm", "group_norm"}),
         "forward",
-        lambda c: not c.nan and c.kind == "born" and not c.is_zero(1),
+        lambda c: c.overflows,
         "the operands are so large that {case.op} overflows {case.made.dtype}",
         "look at the scale: initial weights, inputs and learning rate; normalise what grows",
         IEEE,

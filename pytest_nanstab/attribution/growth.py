@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _KEPT = 8
 # Growth of the loss, or of a parameter, that no healthy training shows: a thousandfold, and most steps upwards.
 FACTOR = 1e3
-_LEAST_STEPS = 3
+# A single step that multiplies the loss by this much is an explosion by itself.
+AT_ONCE = 1e5
 _SHOWN = 4
 
 
@@ -58,6 +59,10 @@ class Growth:
     def forget(self) -> None:
         """Nothing of the user's is held; the numbers stay."""
 
+    def span(self) -> tuple[int, int]:
+        """The first and the last step kept."""
+        return self._steps[0][0], self._steps[-1][0]
+
     def rows(self) -> list[dict[str, Any]]:
         """The parameters that grew most over the steps kept, with their factors."""
         if len(self._steps) < 2:
@@ -91,16 +96,24 @@ def explosion_in(run: Run, growth: Growth) -> Explosion | None:
         if found is not None:
             (first_step, first), (last_step, last) = found
             return Explosion(what, first, last, first_step, last_step, rows)
-    return None
+    return _of_parameters(rows, growth)
+
+
+def _of_parameters(rows: tuple[dict[str, Any], ...], growth: Growth) -> Explosion | None:
+    """A parameter that has grown a thousandfold says the same, where a normalisation bounds loss and gradients."""
+    if not rows or rows[0]["factor"] < FACTOR:
+        return None
+    first, last = growth.span()
+    return Explosion(rows[0]["grew"], rows[0]["from"], rows[0]["to"], first, last, rows)
 
 
 def _climb(known: list[tuple[int, float]]) -> tuple[tuple[int, float], tuple[int, float]] | None:
     """The ends of the climb that leads to the last value: it starts at the lowest value of the unbroken rise."""
-    if len(known) < _LEAST_STEPS:
+    if len(known) < 2:
         return None
     start = len(known) - 1
     while start > 0 and known[start - 1][1] < known[start][1]:
         start -= 1
     first, last = known[start], known[-1]
-    rises = len(known) - 1 - start
-    return (first, last) if rises >= _LEAST_STEPS - 1 and last[1] > FACTOR * first[1] else None
+    least = AT_ONCE if len(known) - 1 - start < 2 else FACTOR
+    return (first, last) if last[1] > least * first[1] else None

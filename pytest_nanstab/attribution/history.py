@@ -24,6 +24,8 @@ _GROWING = frozenset(
     | {"mse_loss", "smooth_l1_loss", "huber_loss", "l1_loss", "embedding_bag"}
     | {"layer_norm", "batch_norm", "group_norm", "rms_norm"}
 )
+# Numbers whose squares, a few of them added up, are beyond the dtype.
+_LARGE = {"float16": 60.0, "bfloat16": 1e17, "float32": 1e17, "float64": 1e150}
 # Records of finite values are cut off from their operands after so many steps: history must not grow for ever.
 _KEPT_STEPS = 2
 
@@ -126,8 +128,14 @@ class Made:
 
     @property
     def bad_overflows(self) -> bool:
-        """Whether infinities were born in it from numbers of ordinary kinds: no division, no logarithm."""
-        return self.bad is not None and self.bad.kind == "born" and not self.bad.nan and self.op in _GROWING
+        """Whether it left the range of its dtype by size alone: no division, no logarithm.
+
+        A NaN counts where the operands are so large that their squares overflow: inf - inf inside a fused kernel.
+        """
+        if self.bad is None or self.bad.kind != "born" or self.op not in _GROWING:
+            return False
+        largest = max((operand.largest or 0.0 for operand in self.bad.operands), default=0.0)
+        return not self.bad.nan or largest > _LARGE.get(self.dtype, 1e17)
 
 
 @dataclass

@@ -9,7 +9,10 @@ from pytest_nanstab.attribution.history import Made
 from pytest_nanstab.attribution.operations import friendly, of_node
 
 _CONSTANTS = frozenset({"scalar_tensor", "full", "full_like", "fill", "tensor"})
-_MOVES = frozenset({"clone", "copy", "to", "contiguous", "expand", "view", "slice", "select", "cat", "stack", "index"})
+_MOVES = frozenset(
+    {"clone", "copy", "to", "contiguous", "expand", "view", "slice", "select", "cat", "stack", "index", "t"}
+    | {"transpose", "permute", "reshape", "squeeze", "unsqueeze", "unbind", "split", "accumulate_grad"}
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def chain_of(path: tuple[Made, ...]) -> list[str]:
     words: list[str] = []
     last = ""
     for made in path:
-        if made.bad is None or (made.op in _MOVES and words):
+        if made.bad is None or (_moves(made) and words):
             continue
         what = "nan" if made.bad.nan else "inf"
         name = title(made)
@@ -140,6 +143,12 @@ def chain_of(path: tuple[Made, ...]) -> list[str]:
             words.append(word)
         last = what
     return words
+
+
+def _moves(made: Made) -> bool:
+    forward = made.derivative_of
+    op = made.op if made.phase != "backward" else forward.op if forward is not None else of_node(made.node or made.op)
+    return op in _MOVES or made.op in _MOVES
 
 
 def title(made: Made) -> str:

@@ -20,7 +20,9 @@ Spot = tuple[str, int]
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = str(Path(__file__).resolve().parent.parent) + os.sep
-_FUNCTIONAL = tuple(_TORCH + name.replace("/", os.sep) for name in ("nn/functional.py", "functional.py"))
+_FUNCTIONAL = tuple(
+    _TORCH + name.replace("/", os.sep) for name in ("nn/functional.py", "functional.py", "nn/utils/clip_grad.py")
+)
 # The frame that runs the autograd engine: what is above it belongs to the backward pass.
 _ENGINE = ("_engine_run_backward", "run_backward")
 _NAMELESS = ("<module>", "<lambda>", "<listcomp>", "<genexpr>", "<dictcomp>")

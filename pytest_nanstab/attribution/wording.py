@@ -28,7 +28,9 @@ def details_of(made: Made) -> list[str]:
     operands = [operand for operand in made.bad.operands if operand.dtype != "bool"]
     if not operands:
         return []
-    lines = [_at_the_edge(made, operands), *_ranges(made, operands)]
+    edge = _at_the_edge(made, operands)
+    said = edge is not None and edge.startswith("largest finite input")
+    lines = [edge, *([] if said else _ranges(made, operands))]
     return [line for line in lines if line]
 
 
