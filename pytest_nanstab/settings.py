@@ -55,8 +55,8 @@ def add_ini(parser: pytest.Parser) -> None:
     parser.addini(
         "nanstab_explain",
         'how a failure is traced to its operation: "rerun" runs the test once more with every operation traced, '
-        '"local" repeats only the failing computation, "off" does neither (default: rerun for explicit tests, local for '
-        "all others)",
+        '"local" repeats only the failing computation, "off" does neither (default: rerun for explicit tests, '
+        "local for all others)",
         type="string",
         default="",
     )
