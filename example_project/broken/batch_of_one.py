@@ -22,8 +22,8 @@ class BatchScaled(TabularRegressor):
     correction = 1
 
     def forward(self, rows: Tensor) -> Tensor:
-        deviation = rows.std(dim=0, correction=self.correction)
-        return super().forward((rows - rows.mean(dim=0)) / (deviation + 1e-6))  # culprit
+        deviation = rows.std(dim=0, correction=self.correction)  # culprit
+        return super().forward((rows - rows.mean(dim=0)) / (deviation + 1e-6))
 
 
 class BiasedBatchScaled(BatchScaled):

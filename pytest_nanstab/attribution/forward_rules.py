@@ -17,6 +17,7 @@ from pytest_nanstab.attribution.rule import (
     is_nan,
     is_quotient_of_exps,
     is_sum_of,
+    is_unscaled_product,
     is_zero,
     pytorch,
     rule,
@@ -195,6 +196,15 @@ FORWARD: tuple[Rule, ...] = (
         "log(sum(exp(x))) overflows in exp, although its value is about max(x)",
         "torch.logsumexp(x, dim)",
         "https://github.com/havakv/pycox/issues/144",
+    ),
+    rule(
+        "exp",
+        ANY,
+        lambda c: not c.nan and "div" in c.after[:3] and is_quotient_of_exps(c) and is_unscaled_product(c),
+        "softmax written as exp(x) / sum(exp(x)) without subtracting the row maximum, of scores q @ k that are not "
+        "scaled by 1/sqrt(d_k)",
+        "torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(d_k), dim=-1), or F.scaled_dot_product_attention",
+        "https://arxiv.org/abs/1706.03762",
     ),
     rule(
         "exp",
@@ -406,7 +416,7 @@ FORWARD: tuple[Rule, ...] = (
         "matmul",
         "forward",
         lambda c: c.overflows and c.half and c.leads_to("softmax", "masked_fill"),
-        "attention scores overflow {case.made.dtype}: q @ k is not scaled by 1/sqrt(d_k) before the product",
+        "attention scores overflow {case.made.dtype} in q @ k itself: scaling by 1/sqrt(d_k) comes too late, or never",
         "scale q by d_k**-0.5 before the product, or use F.scaled_dot_product_attention",
         "https://arxiv.org/abs/1706.03762",
     ),

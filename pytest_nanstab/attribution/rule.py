@@ -73,6 +73,17 @@ def is_quotient_of_exps(case: Case) -> bool:
     return quotient is not None and quotient.bad is not None and quotient.bad.kind == "turned"
 
 
+def is_unscaled_product(case: Case) -> bool:
+    """Whether the operand is a product of two computed tensors, as attention scores are, that no number scales."""
+    made = case.operands[0].made if case.operands else None
+    while made is not None and made.op in ("masked_fill", "where", "add", "clone", "to", "expand"):
+        made = next(iter(made.operands), None)
+    if made is None or made.op != "matmul" or len(made.operands) < 2:
+        return False
+    inside = [ancestor for operand in made.operands for ancestor in ancestors(operand, plain=True)]
+    return not any(ancestor.op in ("mul", "div") for ancestor in inside)
+
+
 def cancels(case: Case) -> bool:
     """Whether the operand is a difference of a mean (of squares) and a square."""
     if not case.operands:
