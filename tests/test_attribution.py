@@ -207,6 +207,7 @@ def test_double_backward():
     assert "# here" in text_of_line(origin(compute))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch 2.4 uses what it has deprecated itself
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing(reentrant):
     """What a checkpoint computes again inside the backward pass has its own line."""

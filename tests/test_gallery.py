@@ -62,6 +62,7 @@ def declared_in(path: Path) -> Declared:
 def run_all(folder: Path, way: str, *options: str) -> Findings:
     report = folder / "report.json"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *options]
+    command += ["-W", "ignore::FutureWarning"]  # torch 2.4 uses in a checkpoint what it has deprecated itself
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     result = subprocess.run(
         [*command, f"--nanstab-report={report}", *map(str, PROGRAMS)],

@@ -10,8 +10,8 @@ from pytest_nanstab.attribution import optimizers
 from pytest_nanstab.attribution.case import Case
 from pytest_nanstab.attribution.causes import advice_for
 from pytest_nanstab.attribution.growth import Explosion
-from pytest_nanstab.attribution.history import Made
-from pytest_nanstab.attribution.origin import Origin, chain_of, first_use, home_of, line_of, title
+from pytest_nanstab.attribution.history import Bad, Made
+from pytest_nanstab.attribution.origin import Origin, chain_of, first_use, home_of, is_intended, line_of, title
 from pytest_nanstab.attribution.rates import bad_rate_set_at
 from pytest_nanstab.attribution.source import is_users_own, shown
 from pytest_nanstab.attribution.wording import details_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _OUT_OF = re.compile(r", out of [^,]+$")
 # What the sink's own evidence says about its tensor, and the origin says better.
 _REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "range")
+_OF_DATA = ("nonfinite-loss", "nonfinite-input", "nonfinite-output")
 _SINKS = {
     "nonfinite-loss": "loss",
     "nonfinite-output": "output",
@@ -49,17 +50,31 @@ class Known:
 def retold(finding: Finding, origin: Origin, known: Known) -> Finding:
     """The finding with everything its origin tells."""
     guilty = origin.guilty
-    if finding.kind == "nonfinite-gradient" and len(origin.path) > 1 and _came_in(guilty):
-        return _masked_too_late(finding, origin, known)
-    if guilty.bad is not None and guilty.bad.kind == "outside":
-        return _outside(finding, origin, known)
-    if guilty.aten == "lift_fresh" and finding.kind in ("nonfinite-loss", "nonfinite-input", "nonfinite-output"):
-        return _from_numbers(finding, origin)
+    if _came_in(guilty) or (finding.kind == "nonfinite-input" and _is_stated(origin)):
+        return _from_elsewhere(finding, origin, known)
     if known.explosion is not None and guilty.bad_overflows and guilty.phase != "optimizer":
         return _exploding(finding, origin, known, known.explosion)
     if guilty.phase == "optimizer":
         return _by_optimizer(finding, origin, known)
     return _by_operation(finding, origin, known)
+
+
+def _from_elsewhere(finding: Finding, origin: Origin, known: Known) -> Finding:
+    """The bad value was there before any operation: in the data, in something kept, or written into the program."""
+    guilty = origin.guilty
+    if finding.kind == "nonfinite-gradient" and len(origin.path) > 1:
+        return _masked_too_late(finding, origin, known)
+    if guilty.bad is not None and guilty.bad.kind == "outside":
+        return _outside(finding, origin, known)
+    if finding.kind == "nonfinite-input" and _is_stated(origin):
+        # An infinity that the program states is no mask where a model is fed with it.
+        stated = origin.intended or guilty
+        return _from_numbers(finding, Origin(stated, (stated,)))
+    return _from_numbers(finding, origin) if finding.kind in _OF_DATA else _by_operation(finding, origin, known)
+
+
+def _is_stated(origin: Origin) -> bool:
+    return origin.intended is not None or is_intended(origin.guilty)
 
 
 # -- the four stories --------------------------------------------------------------------------------------------------
@@ -184,7 +199,7 @@ def _outside(finding: Finding, origin: Origin, known: Known) -> Finding:
     owned = None if bad.tensor is None else known.names.owned(bad.tensor)
     consumer = origin.path[1] if len(origin.path) > 1 else None
     spot = line_of(consumer) if consumer is not None else guilty.place.spot
-    facts = {**bad.facts, **_rows(bad.rows, bad.facts)}
+    facts = {**bad.facts, **_rows(bad)}
     if owned is not None:
         # The sink's own finding about parameters and buffers says more than this record can.
         if finding.kind in ("nonfinite-parameter", "nonfinite-buffer"):
@@ -216,7 +231,7 @@ def _from_numbers(finding: Finding, origin: Origin) -> Finding:
     """Numbers that came from Python or numpy and were bad before torch saw them."""
     guilty = origin.guilty
     assert guilty.bad is not None
-    facts = {**guilty.bad.facts, **_rows(guilty.bad.rows, guilty.bad.facts)}
+    facts = {**guilty.bad.facts, **_rows(guilty.bad)}
     first = shown(line_of(guilty))
     if finding.kind == "nonfinite-input":
         made = {"made at": first} if first is not None and first != finding.source else {}
@@ -255,7 +270,7 @@ def _facts(origin: Origin, known: Known, module_class: str | None) -> dict[str, 
     guilty = origin.guilty
     bad = guilty.bad
     assert bad is not None
-    facts: dict[str, Any] = {key: value for key, value in bad.facts.items() if key != "range"}
+    facts: dict[str, Any] = {key: value for key, value in bad.facts.items() if key not in ("range", "columns")}
     if module_class is not None:
         facts["module_class"] = module_class
     if guilty.place.library is not None:
@@ -286,11 +301,8 @@ def _way(finding: Finding, origin: Origin) -> dict[str, Any]:
     return way
 
 
-def _rows(rows: tuple[int, ...], facts: Mapping[str, Any]) -> dict[str, Any]:
-    index = facts.get("first_index") or []
-    if not rows or not index:
-        return {}
-    return {"rows": list(rows)} if len(index) == 1 else {"rows": list(rows), "columns": [index[-1]]}
+def _rows(bad: Bad) -> dict[str, Any]:
+    return {"rows": list(bad.rows)} if bad.rows else {}
 
 
 def _module(made: Made, known: Known) -> tuple[str | None, str | None]:

@@ -66,7 +66,7 @@ class Bad:
     Attributes:
         kind: how it came about.
         nan: whether there is a NaN; otherwise there are only infinities.
-        facts: dtype, shape, counts, first index, as findings have them.
+        facts: dtype, shape, counts, first index, columns (the last indices of the bad values), as findings have them.
         causes: the records of the bad operands without which the result would be finite.
         operands: what the operation was given.
         intended: the infinity was written into the program: a mask constant, a sentinel.

@@ -8,11 +8,7 @@ shows counts only if the same value is bad again.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pytest_nanstab.attribution import asserted, slices
 from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.growth import Growth, explosion_in
+from pytest_nanstab.attribution.keeping import kept
 from pytest_nanstab.attribution.origin import is_intended, origin_of
+from pytest_nanstab.attribution.purity import verdict_on_call
 from pytest_nanstab.attribution.source import RUNNER, is_user_file
 from pytest_nanstab.attribution.tracing import LocalTrace
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching import measure
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.pending import leaves_of
 
@@ -63,10 +62,7 @@ def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
         return finding
     region.local_attempts += 1
     hint.closure = region.closure
-    try:
-        told = _attempted(region, finding, hint)
-    except Exception as error:  # noqa: BLE001 - the user's code, run once more, may raise anything
-        return advised(finding, f"repeating the computation here failed ({type(error).__name__})")
+    told = _attempted(region, finding, hint)
     return told if told is not None else advised(finding)
 
 
@@ -75,68 +71,104 @@ def behind_assertion(error: BaseException) -> Finding | None:
     frame, line = asserted.failed_line(error)
     if frame is None:
         return None
-    names = Names()
+    scope = slices.scope_of_frame(frame)
     for name, tensor, owner in asserted.bad_tensors(frame, line):
-        value = _expression(owner)
-        found = slices.slice_of(slices.scope_of_frame(frame), line, _state_of, value)
-        if found is None or not found.body:
-            continue
-        with _repetition(names, frame) as trace:
-            again = found.run()
-            made = trace.behind(again)
-            finding = asserted.asserted(name, tensor, frame, line)
-            origin = None if made is None else origin_of(made)
-            told = None if origin is None else retold(finding, origin, Known(names, trace.batch_size))
-        if told is not None and told.op is not None and origin is not None and not is_intended(origin.guilty):
-            return told
+        found = slices.slice_of(scope, line, _state_of, _expression(owner))
+        if found is not None and found.body:
+            told = _told_of(found, asserted.asserted(name, tensor, frame, line))
+            if told is not None:
+                return told
     return None
+
+
+def _told_of(found: slices.Slice, finding: Finding) -> Finding | None:
+    names = Names()
+    way = _Way(lambda trace: trace.behind(found.run()), found.given(), found.verdict().owners)
+    with _repetition(names, way) as (trace, drew):
+        try:
+            made = way.run(trace)
+        except Exception:  # noqa: BLE001 - the user's code, run once more, may raise anything
+            return None
+        if made is None or is_intended(origin_of(made).guilty):
+            return None
+        told = retold(finding, origin_of(made), Known(names, trace.batch_size))
+    if told.op is None:
+        return None
+    return _of_another_draw(told) if drew() else told
 
 
 # -- the ways to repeat ------------------------------------------------------------------------------------------------
 
 
 def _attempted(region: Region, finding: Finding, hint: Hint) -> Finding | None:
-    for repeat in _ways(finding, hint, region):
-        with region.at_rest(), _repetition(region.names, repeat.frame) as trace:
-            trace.step = finding.step or 1
-            made = repeat.run(trace)
-            if made is not None and trace.failed is None:
-                explosion = explosion_in(region.run, Growth())
-                known = Known(region.names, trace.batch_size, explosion, region.constructed)
-                told = retold(finding, origin_of(made), known)
-                if told.op is not None or told.phase == "data":
-                    return told
+    for way in _ways(finding, hint, region):
+        told = _tried(region, finding, way)
+        if told is not None:
+            return told
     return None
+
+
+def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
+    """What one way of repeating shows; None when the value is good this time, or nothing is known about it."""
+    with region.at_rest(), _repetition(region.names, way) as (trace, drew):
+        trace.step = finding.step or 1
+        try:
+            made = way.run(trace)
+        except Exception:  # noqa: BLE001 - the user's code, run once more, may raise anything: the next way, then
+            return None
+        if made is None or trace.failed is not None:
+            return None
+        known = Known(region.names, trace.batch_size, explosion_in(region.run, Growth()), region.constructed)
+        told = retold(finding, origin_of(made), known)
+    if told.op is None and told.phase != "data" and told.kind == finding.kind:
+        return None
+    return _of_another_draw(told) if drew() else told
+
+
+def _of_another_draw(finding: Finding) -> Finding:
+    """Without the numbers that belong to the repetition only: it has drawn other random numbers than the run."""
+    evidence = {key: value for key, value in finding.evidence.items() if key not in ("rows", "first_index")}
+    note = "counts and ranges are those of a repetition, which drew other random numbers (dropout)"
+    return replace(finding, evidence={**evidence, "note": note})
 
 
 @dataclass
 class _Way:
-    """One way to repeat the computation; `run` returns the record behind the bad value, or None."""
+    """One way to repeat the computation; `run` returns the record behind the bad value, or None.
+
+    Attributes:
+        run: the repetition.
+        values: what it is given.
+        owners: the objects whose attributes it may change.
+    """
 
     run: Callable[[LocalTrace], Made | None]
-    frame: FrameType | None
+    values: Sequence[Any]
+    owners: Sequence[Any] = ()
 
 
 def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
-    backward = finding.kind == "nonfinite-gradient"
+    leaves = hint.leaves if finding.kind == "nonfinite-gradient" else None
     if finding.kind in ("nonfinite-loss", "nonfinite-gradient", "nonfinite-input"):
-        for scope, frame in _scopes(hint):
+        for scope in _scopes(hint):
             line = _line_of_loss(scope, hint)
             found = None if line is None else slices.slice_of(scope, line, _state_of)
             if found is not None:
-                yield _Way(_of_slice(found, hint.leaves if backward else None), frame)
+                yield _Way(_of_slice(found, leaves), found.given(), found.verdict().owners)
     call = hint.call if hint.call is not None else region.outputs.last_call()
     if call is not None:
-        yield _Way(_of_call(call, hint.leaves if backward else None), None)
+        verdict = verdict_on_call(call[0])
+        if verdict.pure:
+            yield _Way(_of_call(call, leaves), [*call[1], *call[2].values()], verdict.owners)
 
 
-def _scopes(hint: Hint) -> Iterator[tuple[slices.Scope, FrameType | None]]:
+def _scopes(hint: Hint) -> Iterator[slices.Scope]:
     """The user's functions that are running, the innermost first, and a closure that has just returned."""
     closure = None if hint.closure is None else slices.scope_of_function(hint.closure)
     if closure is not None:
-        yield closure, None
+        yield closure
     for frame in _user_frames():
-        yield slices.scope_of_frame(frame), frame
+        yield slices.scope_of_frame(frame)
 
 
 def _line_of_loss(scope: slices.Scope, hint: Hint) -> int | None:
@@ -159,12 +191,20 @@ def _of_call(call: tuple[nn.Module, Any, Any], leaves: Sequence[Tensor] | None) 
         module, args, kwargs = call
         if leaves is None:
             return trace.behind(module(*args, **kwargs))
+        # What it was given belongs to a graph that is used up: the bad gradient may be one that it hands on.
+        args, kwargs = pytree.tree_map(_detached, (args, kwargs))
+        given = [t for _, t in measure.tensors_in([args, kwargs]) if t.requires_grad and t.is_leaf]
         with torch.enable_grad():
             output = module(*args, **kwargs)
             loss = getattr(output, "loss", None) if not isinstance(output, Tensor) else output
-            return _behind_gradient(trace, loss, leaves)
+            return _behind_gradient(trace, loss, [*leaves, *given])
 
     return run
+
+
+def _detached(value: Any) -> Any:
+    is_computed = isinstance(value, Tensor) and value.grad_fn is not None
+    return value.detach().requires_grad_() if is_computed else value
 
 
 def _behind_gradient(trace: LocalTrace, loss: Any, leaves: Sequence[Tensor]) -> Made | None:
@@ -208,15 +248,15 @@ def _expression(dotted: str) -> Any:
     return ast.parse(dotted, mode="eval").body
 
 
-def advised(finding: Finding, trouble: str | None = None) -> Finding:
+def advised(finding: Finding) -> Finding:
     """The finding with the command that shows its operation, where one would."""
     if finding.op is not None or finding.cause is not None:
         return finding
     again = str(finding.evidence.get("again", ""))
     if not again.startswith("pytest "):
-        return finding if trouble is None else replace(finding, evidence={**finding.evidence, "note": trouble})
+        return finding
     command = again.replace("pytest ", "pytest -o nanstab_explain=rerun ", 1)
-    note = f"{f'{trouble}; ' if trouble else ''}the operation cannot be seen from here, a rerun of the test shows it:"
+    note = "the operation cannot be seen from here, a rerun of the test shows it:"
     return replace(finding, evidence={**finding.evidence, "note": note, "trace": command})
 
 
@@ -224,69 +264,15 @@ def advised(finding: Finding, trouble: str | None = None) -> Finding:
 
 
 @contextmanager
-def _repetition(names: Names, frame: FrameType | None) -> Iterator[LocalTrace]:
-    """Trace the block; afterwards random states, buffers and attributes of modules are what they were."""
-    restores = [_random_states(), *(_module_state(module) for module in _modules(names, frame))]
+def _repetition(names: Names, way: _Way) -> Iterator[tuple[LocalTrace, Callable[[], bool]]]:
+    """Trace the block; afterwards all that it could change is what it was. Also tells whether it drew at random."""
+    modules = [*names.roots(), *(value for value in way.values if isinstance(value, nn.Module))]
+    modules += [m for owner in way.owners for m in vars(owner).values() if isinstance(m, nn.Module)]
+    parts = {id(part): part for module in modules for part in module.modules()}
+    owners = {id(owner): owner for owner in way.owners if id(owner) not in parts}
     trace = LocalTrace(names)
     try:
-        with trace, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield trace
+        with kept(parts.values(), owners.values(), way.values) as drew, trace:
+            yield trace, drew
     finally:
         trace.forget()
-        with torch_private.unseen():
-            for restore in restores:
-                restore()
-
-
-def _modules(names: Names, frame: FrameType | None) -> list[nn.Module]:
-    """The modules the repetition may call: those seen so far, and those a frame's names hold."""
-    values = [] if frame is None else [*frame.f_locals.values(), *_attributes(frame.f_locals.get("self"))]
-    found = [*names.roots(), *(value for value in values if isinstance(value, nn.Module))]
-    return list({id(part): part for module in found for part in module.modules()}.values())
-
-
-def _attributes(value: Any) -> list[Any]:
-    return list(getattr(value, "__dict__", {}).values())
-
-
-def _module_state(module: nn.Module) -> Callable[[], None]:
-    attributes = dict(module.__dict__)
-    containers = {
-        name: copy(value) for name, value in attributes.items() if (copy := _COPIES.get(type(value))) is not None
-    }
-    buffers = dict(module._buffers)
-    values = [(b, b.detach().clone()) for b in buffers.values() if b is not None and not b.is_meta]
-
-    def restore() -> None:
-        for name, content in containers.items():
-            _refill(attributes[name], content)
-        module.__dict__.clear()
-        module.__dict__.update(attributes)
-        for buffer, value in values:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
-
-    return restore
-
-
-_COPIES: dict[type, Callable[[Any], Any]] = {list: list, dict: dict, set: set}
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
-
-
-def _random_states() -> Callable[[], None]:
-    cpu, python = torch.get_rng_state(), random.getstate()
-    numpy: Any = sys.modules.get("numpy")
-    legacy = None if numpy is None else numpy.random.get_state()
-
-    def restore() -> None:
-        torch.set_rng_state(cpu)
-        random.setstate(python)
-        if legacy is not None:
-            numpy.random.set_state(legacy)
-
-    return restore

@@ -16,7 +16,6 @@ from pytest_nanstab.watching import measure
 # What stands in for a bad value when an operation is repeated without it: an ordinary number at which log, sqrt, div,
 # acos, atanh and their kin are all finite.
 _ORDINARY = 0.5
-_MAX_ROWS = 16
 
 
 def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -56,24 +55,14 @@ def _extent_is_bad(tensor: Tensor) -> bool:
 
 
 def facts_of(tensor: Tensor) -> dict[str, Any]:
-    """Dtype, shape, counts, first index and range of a bad tensor, as findings have them."""
-    return measure.nonfinite_facts(tensor)
-
-
-def bad_mask(tensor: Tensor) -> Tensor | None:
-    """True where a strided tensor is not finite."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return None
-    return ~torch.isfinite(tensor)
+    """Dtype, shape, counts, first index, columns and range of a bad tensor, as findings have them."""
+    columns = measure.places_in_data(tensor).get("columns")
+    return measure.nonfinite_facts(tensor) | ({"columns": columns} if columns else {})
 
 
 def bad_rows(tensor: Tensor) -> tuple[int, ...]:
     """The first indices of the bad values, at most a few."""
-    mask = bad_mask(tensor)
-    if mask is None or mask.dim() == 0:
-        return ()
-    rows = mask.reshape(mask.shape[0], -1).any(dim=1)
-    return tuple(torch.nonzero(rows).flatten()[:_MAX_ROWS].tolist())
+    return tuple(measure.bad_along(tensor, 0))
 
 
 def ordinary(tensor: Tensor) -> Tensor:

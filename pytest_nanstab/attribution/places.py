@@ -100,22 +100,42 @@ def place_of_call(depth: int = 1) -> tuple[Place, FrameType | None]:
 
 
 def called_at(frame: FrameType | None) -> str | None:
-    """The name of the torch function whose call a frame is in, read from its source; None before Python 3.11.
+    """The name of the torch function whose call a frame is in, read from its source.
 
-    What aten does for `torch.logdet` or `torch.einsum` says little: the user's own word does.
+    What aten does for `torch.logdet` or `torch.einsum` says little: the user's own word does. Before Python 3.11 a
+    frame knows only its line, which must then hold a single such call.
     """
-    positions = getattr(frame and frame.f_code, "co_positions", None)
-    if frame is None or positions is None:
+    if frame is None:
         return None
+    positions = getattr(frame.f_code, "co_positions", None)
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    if positions is None:
+        names = {name for name in map(_called_in, _calls_in(text)) if name is not None}
+        return names.pop() if len(names) == 1 else None
     line, last_line, start, end = next(islice(positions(), frame.f_lasti // 2, None), (None,) * 4)
     if line is None or line != last_line or start is None or end is None:
         return None
-    text = linecache.getline(frame.f_code.co_filename, line).encode()[start:end].decode(errors="replace")
+    piece = _parsed(text.encode()[start:end].decode(errors="replace"))
+    outermost = piece.body[0] if piece is not None and piece.body else None
+    call = outermost.value if isinstance(outermost, ast.Expr) else None
+    return _called_in(call) if isinstance(call, ast.Call) else None
+
+
+def _calls_in(text: str) -> list[ast.Call]:
+    """The calls in a piece of code; none where it is no code by itself."""
+    tree = _parsed(text)
+    return [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def _parsed(text: str) -> ast.Module | None:
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text.strip().removesuffix(":"))
     except SyntaxError:
         return None
-    function = tree.func if isinstance(tree, ast.Call) else None
+
+
+def _called_in(call: ast.Call) -> str | None:
+    function = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", None)
     return name if name is not None and _is_torch_function(name) else None
 

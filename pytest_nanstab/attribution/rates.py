@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.attribution.places import place_of_call
 
 
 class WatchedGroup(dict[str, Any]):
-    """A parameter group that remembers the user's line at which one of its numbers became NaN or infinite."""
+    """A parameter group that remembers the user's line at which one of its numbers became NaN or infinite.
+
+    Where another library sets it, the user's line is only the one that started a whole training: that says nothing.
+    """
 
     set_at: tuple[str, int] | None = None
 
     def __setitem__(self, key: str, value: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value) and self.set_at is None:
-            self.set_at = user_spot(2)
+            place, _ = place_of_call()
+            self.set_at = place.spot if place.library is None else None
         super().__setitem__(key, value)
 
 

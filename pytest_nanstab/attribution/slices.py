@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Literal
 
-# Calls that change more than what they return.
-_EFFECTS = frozenset(
-    {"backward", "manual_backward", "step", "optimizer_step", "zero_grad", "update", "unscale_", "next", "pop"}
-    | {"popleft", "write", "save", "fit", "load_state_dict", "clip_grad_norm_", "clip_grad_value_"}
-)
+from pytest_nanstab.attribution.purity import Verdict, first_line, verdict_on
+
 # Contexts that only change how their block computes.
 _CONTEXTS = frozenset(
     {"autocast", "no_grad", "enable_grad", "inference_mode", "set_grad_enabled", "sdpa_kernel", "device"}
@@ -98,6 +95,15 @@ class Slice:
         exec(self._compiled(module, "exec"), names)  # the user's own statements
         return eval(self._compiled(ast.Expression(body=self.value), "eval"), names)
 
+    def verdict(self) -> Verdict:
+        """Whether running it can be undone, and whose attributes it may change."""
+        return verdict_on([*self.body, self.value], self.scope.values)
+
+    def given(self) -> list[Any]:
+        """What the names in it hold now."""
+        names = {"self"}.union(*(_names(node) for node in (*self.body, self.value)))
+        return [self.scope.values[name] for name in names if name in self.scope.values]
+
     def _compiled(self, tree: ast.Module | ast.Expression, mode: str) -> CodeType:
         """Code whose frames look like the function's own."""
         code: CodeType = compile(tree, self.scope.filename, mode)
@@ -120,7 +126,8 @@ def slice_of(scope: Scope, line: int, state_of: StateOf, value: ast.expr | None 
     if wanted is None:
         return None
     body = _collect(path, wanted, scope, state_of)
-    return None if body is None else Slice(scope, tuple(body), wanted)
+    found = None if body is None else Slice(scope, tuple(body), wanted)
+    return found if found is not None and found.verdict().pure else None
 
 
 def line_of_backward(scope: Scope) -> int | None:
@@ -151,7 +158,7 @@ def _home_of(scope: Scope) -> ast.AST | None:
     if scope.function == "<module>":
         return tree
     functions = (n for n in ast.walk(tree) if isinstance(n, _FUNCTIONS[:2]) and n.name == scope.function)
-    return next((node for node in functions if _first(node) == scope.first), None)
+    return next((node for node in functions if first_line(node) == scope.first), None)
 
 
 def _path_to(scope: Scope, line: int) -> list[ast.stmt] | None:
@@ -168,10 +175,6 @@ def _path_to(scope: Scope, line: int) -> list[ast.stmt] | None:
     if path:
         path[0]._home = _block_of(home, path[0])  # type: ignore[attr-defined]
     return path or None
-
-
-def _first(node: Any) -> int:
-    return int(min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]))
 
 
 def _blocks(node: ast.AST) -> Iterator[list[ast.stmt]]:
@@ -256,33 +259,107 @@ def _value_of(node: ast.expr, scope: Scope) -> Any:
 # -- the slice ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """The statements of a loop's turn before the one that used a value, in order, and the names rebound since."""
+
+    parts: tuple[ast.stmt, ...]
+    rebound: frozenset[str]
+
+    def definition(self, name: str, before: int) -> int | None:
+        """The last statement before a place that binds or changes a name."""
+        return next((i for i in range(before - 1, -1, -1) if name in _assigned(self.parts[i])), None)
+
+    def is_current(self, name: str, definition: int | None) -> bool:
+        """Whether a name's present value is the one that a statement gave it, or that it had before the turn."""
+        first = 0 if definition is None else definition + 1
+        return name not in self.rebound and not any(name in _assigned(part) for part in self.parts[first:])
+
+
+def _turn(path: list[ast.stmt], scope: Scope) -> _Turn:
+    parts = [part for statement in _before(path) for part in _parts(statement)][::-1]
+    rebound = set(_assigned(path[-1]))
+    now = _path_to(scope, scope.line) if scope.line else None
+    if now is not None and now[-1] is not path[-1]:
+        known = {(part.lineno, part.col_offset) for part in parts} | {(path[-1].lineno, path[-1].col_offset)}
+        since = [part for statement in _before(now) for part in _parts(statement)]
+        rebound |= set().union(*(_assigned(p) for p in since if (p.lineno, p.col_offset) not in known), set())
+    return _Turn(tuple(parts), frozenset(rebound))
+
+
 def _collect(path: list[ast.stmt], wanted: ast.expr, scope: Scope, state_of: StateOf) -> list[ast.stmt] | None:
-    needed = {name for name in _names(wanted) if scope.state(name, state_of) != "good"}
-    changed: set[str] = set()
-    body: list[ast.stmt] = []
-    for statement in _before(path):
-        for part in _parts(statement):
-            assigned = _assigned(part)
-            if not assigned & needed:
+    """The statements that make the wanted names anew, in order; None where one of them cannot be had.
+
+    A present value stands for what a statement reads only if nothing has bound or changed that name since.
+    """
+    turn = _turn(path, scope)
+    included: set[int] = set()
+    waiting = [(name, len(turn.parts), False) for name in _names(wanted)]
+    seen: set[tuple[str, int]] = set()
+    while waiting:
+        name, use, is_optional = waiting.pop()
+        if (name, use) in seen:
+            continue
+        seen.add((name, use))
+        made = turn.definition(name, use)
+        state, current = scope.state(name, state_of), turn.is_current(name, made)
+        if made is None or (current and state == "good"):
+            if is_optional or (current and state != "gone"):
                 continue
-            if _has_effects(part):
-                if any(scope.state(name, state_of) == "gone" for name in assigned & needed):
-                    return None
-                needed -= assigned  # bad, but at hand as it is
+            return None
+        if not _can_repeat(turn.parts[made], scope):
+            if current and state == "bad":
                 continue
-            body.insert(0, part)
-            changed |= assigned
-            if not isinstance(part, (ast.AugAssign, *_LOOPS, ast.If)):
-                needed -= assigned
-            read = _names(part) - (set() if _reads_itself(part) else assigned)
-            needed |= {name for name in read if name in changed or scope.state(name, state_of) != "good"}
-    missing = {name for name in needed if name in changed or scope.state(name, state_of) == "gone"}
-    return None if missing and not _all_defined(missing, body) else _in_contexts(path, body)
+            return None
+        included.add(made)
+        reads, bound = _flow(turn.parts[made])
+        waiting += [(read, made, False) for read in reads]
+        if name not in bound:
+            waiting.append((name, made, name not in reads))
+    return _in_contexts(path, [turn.parts[index] for index in sorted(included)])
 
 
-def _all_defined(names: set[str], body: Sequence[ast.stmt]) -> bool:
-    defined = set().union(*(_assigned(statement) for statement in body)) if body else set()
-    return names <= defined
+def _can_repeat(statement: ast.stmt, scope: Scope) -> bool:
+    if any(isinstance(node, (ast.Return, ast.Break, ast.Continue)) for node in ast.walk(statement)):
+        return False
+    return verdict_on([statement], scope.values).pure
+
+
+def _flow(statement: ast.AST) -> tuple[set[str], set[str]]:
+    """(names read before the statement binds them, names it binds in any case)."""
+    if isinstance(statement, _LOOPS):
+        header = _names(statement.test if isinstance(statement, ast.While) else statement.iter)
+        target = set() if isinstance(statement, ast.While) else _names(statement.target)
+        reads, _ = _flow_of(statement.body)
+        return header | (reads - target), set()
+    if isinstance(statement, ast.If):
+        (reads, bound), (others, bound_too) = _flow_of(statement.body), _flow_of(statement.orelse)
+        return _names(statement.test) | reads | others, bound & bound_too
+    if isinstance(statement, ast.With):
+        header = {name for item in statement.items for name in _names(item.context_expr)}
+        named = {name for item in statement.items if item.optional_vars for name in _names(item.optional_vars)}
+        reads, bound = _flow_of(statement.body)
+        return header | (reads - named), bound | named
+    stored = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    read = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return (read | stored, set()) if isinstance(statement, ast.AugAssign) else (read - _inner(statement), stored)
+
+
+def _flow_of(statements: Sequence[ast.stmt]) -> tuple[set[str], set[str]]:
+    reads: set[str] = set()
+    bound: set[str] = set()
+    for statement in statements:
+        more, newly = _flow(statement)
+        reads |= more - bound
+        bound |= newly
+    return reads, bound
+
+
+def _inner(statement: ast.AST) -> set[str]:
+    """The variables of comprehensions and lambdas: they are bound where they are read."""
+    targets = (g.target for n in ast.walk(statement) for g in getattr(n, "generators", ()))
+    arguments = {a.arg for n in ast.walk(statement) if isinstance(n, ast.Lambda) for a in n.args.args}
+    return {name for target in targets for name in _names(target)} | arguments
 
 
 def _parts(statement: ast.stmt) -> list[ast.stmt]:
@@ -333,21 +410,6 @@ def _assigned_by(node: ast.AST) -> set[str]:
         return set()
     in_place = function.attr.endswith("_") and not function.attr.startswith("_")
     return {function.value.id} if in_place or function.attr in ("append", "extend") else set()
-
-
-def _reads_itself(statement: ast.stmt) -> bool:
-    if isinstance(statement, (ast.AugAssign, *_LOOPS, ast.If, ast.With, ast.Expr)):
-        return True
-    value = getattr(statement, "value", None)
-    return value is not None and bool(_names(value) & _assigned(statement))
-
-
-def _has_effects(statement: ast.AST) -> bool:
-    awaits = (ast.Await, ast.Yield, ast.YieldFrom, ast.Return)
-    return any(
-        isinstance(node, awaits) or (isinstance(node, ast.Call) and _name_of(node) in _EFFECTS)
-        for node in ast.walk(statement)
-    )
 
 
 def covers(scope: Scope, line: int) -> bool:

@@ -139,6 +139,8 @@ class Tracing:
             if not any(module is root for root in self._roots):
                 self._roots.append(module)
             self.batch_size = _batch_size(args)
+            if self.batch_size is None:
+                _ask_keywords(self, module)
         self._tracer.modules.append(module)
 
     def _leave_module(self, module: nn.Module, _args: Any, _output: Any) -> None:
@@ -230,6 +232,8 @@ class LocalTrace:
         if not modules:
             self._names.add(module)
             self.batch_size = _batch_size(args)
+            if self.batch_size is None:
+                _ask_keywords(self, module)
         modules.append(module)
 
     def _leave_module(self, module: nn.Module, _args: Any, _output: Any) -> None:
@@ -239,6 +243,18 @@ class LocalTrace:
 def _batch_size(args: Any) -> int | None:
     first = next((arg for arg in args if isinstance(arg, Tensor) and arg.dim()), None)
     return None if first is None else first.shape[0]
+
+
+def _ask_keywords(tracing: Tracing | LocalTrace, module: nn.Module) -> None:
+    """Note the batch size when a call with keywords alone returns: torch's global hooks are not told of those."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+
+    def leave(_module: nn.Module, _args: Any, kwargs: Any, _output: Any = None) -> None:
+        handle.remove()
+        tracing.batch_size = _batch_size(kwargs.values())
+
+    handle = module.register_forward_hook(leave, with_kwargs=True, always_call=True)
 
 
 def _pop(modules: list[nn.Module], module: nn.Module) -> None:

@@ -25,7 +25,7 @@ _SPOKEN_FOR = frozenset(
     {"step", "steps", "step_range", "batch", "seed", "precision", "device", "parameter", "module_class", "optimizer"}
     | {"tensor", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "detail", "range", "chain", "table"}
     | {"value", "limit", "limit_name", "limit_source", "rows", "columns", "field", "grade", "batch_description"}
-    | {"excerpt", "note", "again"}
+    | {"excerpt", "note", "trace", "again"}
 )
 
 
@@ -39,7 +39,7 @@ def render(findings: Sequence[Finding], *, width: int = 80) -> str:
     """The failure block of `findings`, the root cause first: message, the user's line, measurements, cause, remedy.
 
     The first line is the first finding's message, never wrapped. Everything else fits `width` columns, except single
-    words and the command to run again, which stay whole so they can be copied. Further findings, at most 10, follow in
+    words and the command to run next, which stay whole so they can be copied. Further findings, at most 10, follow in
     short. Control characters in names and data are escaped. No findings make an empty string, a missing source file no
     excerpt.
     """
@@ -147,10 +147,22 @@ def _rows(finding: Finding) -> Iterator[tuple[str, list[_Value]]]:
     if evidence.get("table"):
         yield "table", [partial(text.table, evidence["table"])]
     yield from _plain([(key, _generic(value)) for key, value in evidence.items() if key not in _SPOKEN_FOR])
-    for key, value in (("note", evidence.get("note")), ("cause", finding.cause), ("remedy", finding.remedy)):
-        yield from _plain([(key, text.escape_lines(value) if value else None)])
-    if evidence.get("again"):
-        yield "again", [_whole(text.escape(evidence["again"]))]
+    yield from _told("note", evidence.get("note"))
+    yield from _command("trace", evidence)
+    yield from _told("cause", finding.cause)
+    yield from _told("remedy", finding.remedy)
+    if not evidence.get("trace"):  # the same command, and more
+        yield from _command("again", evidence)
+
+
+def _told(key: str, value: Any) -> Iterator[tuple[str, list[_Value]]]:
+    return _plain([(key, text.escape_lines(value) if value else None)])
+
+
+def _command(key: str, evidence: Mapping[str, Any]) -> Iterator[tuple[str, list[_Value]]]:
+    """A command of the evidence on a line of its own, whole so that it can be copied."""
+    if evidence.get(key):
+        yield key, [_whole(text.escape(evidence[key]))]
 
 
 def _plain(pairs: Iterable[_Pair]) -> Iterator[tuple[str, list[_Value]]]:

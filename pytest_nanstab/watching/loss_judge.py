@@ -141,12 +141,14 @@ class LossJudge:
             if call.input_path is not None and not call.input_computed:
                 spot = call.spot or pending.spot
                 finding = verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot)
-                region.report(finding, pending.made)
+                made = region.behind([call.args, call.kwargs])
+                region.report(finding, made or pending.made, Hint(spot=pending.spot))
                 return
         elif pending.data is not None:
             field, name, facts = pending.data
             finding = verdicts.input_of_step(pending.step, name, field, facts, pending.spot)
-            region.report(finding, pending.made)
+            made = region.behind([fed[1:] for fed in region.outputs.recent.values()])
+            region.report(finding, made or pending.made, Hint(spot=pending.spot))
             return
         extra = {"batch": pending.batch} if pending.batch is not None else {}
         region.report(verdicts.loss(pending, name, **extra), pending.made, Hint(spot=pending.spot))

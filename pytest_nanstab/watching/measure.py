@@ -16,6 +16,8 @@ from pytest_nanstab.watching import torch_private
 
 _MAX_DEPTH = 16
 _MAX_OBJECTS = 1000
+_MAX_PLACES = 16
+_PLACES = (("rows", 0), ("columns", -1))
 
 
 @dataclass(frozen=True)
@@ -195,3 +197,24 @@ def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:
         if good.numel():
             facts["range"] = [good.min().item(), good.max().item()]
         return facts
+
+
+def bad_along(tensor: Tensor, dim: int) -> list[int]:
+    """The indices along a dimension at which something is not finite, at most a few; none where it cannot be told."""
+    with torch_private.unseen():
+        values = plain(tensor)
+        if values is None:
+            return []
+        bad = ~torch.isfinite(values)
+        bad = bad.any(dim=-1) if tensor.is_complex() else bad
+        if bad.dim() == 0 or bad.shape != tensor.shape:  # the values of a sparse tensor have lost their places
+            return []
+        along = bad.movedim(dim, 0).reshape(bad.shape[dim], -1).any(dim=1)
+        indices: list[int] = torch.nonzero(along).flatten()[:_MAX_PLACES].tolist()
+        return indices
+
+
+def places_in_data(tensor: Tensor) -> dict[str, list[int]]:
+    """The rows (first index) and columns (last index) of what is bad in a tensor of data; one dimension has rows only."""
+    found = {name: bad_along(tensor, dim) for name, dim in _PLACES[: tensor.dim()]}
+    return {name: indices for name, indices in found.items() if indices}

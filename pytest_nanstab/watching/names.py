@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pytest_nanstab.attribution.source import user_frame
 from pytest_nanstab.watching import measure, torch_private
 
 
@@ -34,14 +35,27 @@ class Names:
 
     @torch_private.past_modes
     def add(self, module: nn.Module) -> bool:
-        """Remember an outermost module before its first call; False when it is known already."""
-        if any(reference() is module for reference in self._roots):
+        """Remember an outermost module before its first call; False when it is known already.
+
+        A module whose method makes that call and that contains the module (a trainer's `training_step`) comes first:
+        paths begin there.
+        """
+        if self._knows(module):
             return False
+        container = _calling(module)
+        if container is not None and not self._knows(container):
+            self._remember(container)
+        self._remember(module)
+        return True
+
+    def _knows(self, module: nn.Module) -> bool:
+        return any(reference() is module for reference in self._roots)
+
+    def _remember(self, module: nn.Module) -> None:
         self._roots.append(weakref.ref(module))
         holders = [(path, part._buffers) for path, part in module.named_modules() if part._buffers]
         if holders:
             self._buffers.append(_Buffers(holders))
-        return True
 
     def accept_buffers(self) -> None:
         """Take the buffers as they are now for how they are meant."""
@@ -143,6 +157,15 @@ class _Buffers:
             for name, buffer in buffers.items():
                 if buffer is not None and not is_lazy(buffer) and buffer.is_floating_point():
                     yield f"{path}.{name}" if path else name, buffer
+
+
+def _calling(module: nn.Module) -> nn.Module | None:
+    """The module that contains another one and whose method, the user's own, is calling it."""
+    frame = user_frame(2)
+    caller = None if frame is None else frame.f_locals.get("self")
+    if not isinstance(caller, nn.Module) or caller is module:
+        return None
+    return caller if any(part is module for part in caller.modules()) else None
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

@@ -87,7 +87,8 @@ def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any], bool]
     for path, tensor in _named_inputs(args, kwargs):
         seen = measure.extent(tensor)
         if seen is not None and (seen.has_nan or seen.high == float("inf")):
-            return path, measure.nonfinite_facts(tensor), tensor.grad_fn is not None
+            facts = {**measure.nonfinite_facts(tensor), **measure.places_in_data(tensor)}
+            return path, facts, tensor.grad_fn is not None
     return None, {}, False
 
 

@@ -119,7 +119,8 @@ class StateJudge:
         sampled = not region.options.dense and self.judged + 1 < step
         extra = {"step_range": [self.judged + 1, step]} if sampled else {}
         name = region.names.label(optimizer, tensor)
-        finding = verdicts.parameter(step, name, tensor, optimizer, self.spot, **extra)
+        later = sampled or step < region.run.steps
+        finding = verdicts.parameter(step, name, tensor, optimizer, self.spot, later=later, **extra)
         # The gradients of that step were seen to be finite: the optimizer's own arithmetic did it.
         story = optimizers.suspect(optimizer, tensor) if 0 < self.judged == step else None
         if story is None or finding.cause is not None:

@@ -57,18 +57,10 @@ def input_of_step(step: int, name: str, field: str, facts: dict[str, Any], spot:
         phase="data",
         module=name,
         source=shown(spot),
-        evidence={"tensor": field, "field": field, **facts, **rows_and_columns(facts)},
+        evidence={"tensor": field, "field": field, **facts},
         cause="it was there before the model was called: in the batch, or made on its way to the model",
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )
-
-
-def rows_and_columns(facts: dict[str, Any]) -> dict[str, Any]:
-    """The row (first index) and column (last index) of the first bad value."""
-    index = facts.get("first_index") or []
-    if not index:
-        return {}
-    return {"rows": [index[0]]} if len(index) == 1 else {"rows": [index[0]], "columns": [index[-1]]}
 
 
 def gradient(step: int, name: str, tensor: Tensor | None, spot: Spot, **extra: Any) -> Finding:
@@ -100,12 +92,25 @@ def norm_overflow(step: int, norm: float, spot: Spot) -> Finding:
 
 
 def parameter(
-    step: int | None, name: str, tensor: Tensor, optimizer: Optimizer | None, spot: Spot, **extra: Any
+    step: int | None,
+    name: str,
+    tensor: Tensor,
+    optimizer: Optimizer | None,
+    spot: Spot,
+    *,
+    later: bool = False,
+    **extra: Any,
 ) -> Finding:
-    """A parameter is not finite; `step` is the last optimizer step done, 0 before the first."""
+    """A parameter is not finite; `step` is the last optimizer step done, 0 before the first.
+
+    `later`: other steps may have followed it, or it is not known which one did it. A schedule may have changed the
+    hyperparameters since.
+    """
     facts = measure.nonfinite_facts(tensor)
     when = "before any optimizer step" if step == 0 else f"after step {step}" if step else "at the end"
     numbers = state.hyperparameters(optimizer, tensor) if optimizer is not None else {}
+    if later and "hyperparameters" in numbers:
+        numbers["hyperparameters now"] = numbers.pop("hyperparameters")
     rate = state.bad_rate(optimizer) if optimizer is not None else None
     return Finding(
         kind="nonfinite-parameter",

@@ -45,7 +45,8 @@ FAR_AWAY = torch.tensor([[0.3, -0.2], [900.0, 20.0], [-700.0, 5.0]])
 
 
 def test_broken() -> None:
-    out = predict(trained_model(), FAR_AWAY, entropy_of)
+    model = trained_model()
+    out = predict(model, FAR_AWAY, entropy_of)
     assert not out["uncertainty"].isnan().any()
 
 
