@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import unittest
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -114,6 +115,7 @@ class ItemWatch:
             allow_nonfinite=self.settings.allow_nonfinite,
             headroom=self._headroom,
             explain=self._explain,
+            defers=True,
         )
         self._region = Region(options, {"again": again(self._item, explicit=explicit)})
         _REGIONS.add(self._region)
@@ -141,9 +143,17 @@ class ItemWatch:
             return
         # What an explicit test raised and caught itself is consumed; what watching only recorded is not.
         recorded = region.findings[before if self.mode == "explicit" else 0 :]
-        self.findings = _unique([*carried(*errors), *recorded])
+        raised_with = list(carried(*errors))
+        if self.mode == "explicit" and any(finding.is_nonfinite for finding in raised_with):
+            # What the same fault has left behind is no news.
+            recorded = [finding for finding in recorded if not finding.is_nonfinite]
+        self.findings = _unique([*raised_with, *recorded])
         if self.findings and not errors and self.mode == "watched":
             raise _verdict(self.findings)
+
+    def kept_errors(self) -> list[BaseException]:
+        """What others caught on pytest's behalf, and the test has failed with."""
+        return self._kept_errors()
 
     @property
     def explains(self) -> bool:
@@ -233,7 +243,9 @@ def again(item: pytest.Item, *, explicit: bool) -> str:
         path = Path(os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)).as_posix()
     except ValueError:  # another drive on Windows
         path = str(item.config.rootpath / path)
-    return f'pytest {"" if explicit else "--nanstab "}"{path}{separator}{names}"'
+    node = f"{path}{separator}{names}"
+    quoted = shlex.quote(node) if any(char in node for char in '"$`\\!') else f'"{node}"'
+    return f"pytest {'' if explicit else '--nanstab '}{quoted}"
 
 
 def limits_data(limits: Mapping[str, Any]) -> dict[str, Any]:

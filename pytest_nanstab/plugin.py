@@ -204,6 +204,15 @@ def nanstab(request: pytest.FixtureRequest) -> Nanstab:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Note what a fixture constructs, and that one of a wider scope is no part of what a rerun repeats."""
+    with replay.fixture_around(request.config, fixturedef.scope):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """Raise what a fixture's end raised before the test was run once more."""
     result = yield

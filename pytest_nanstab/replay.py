@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_nanstab.arrival import torch_is_here
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.items import WATCH, ItemWatch, again, carried, chain
 from pytest_nanstab.settings import SETTINGS, Settings
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _States = list[Callable[[], object]]
 _BEFORE = pytest.StashKey[_States]()
+_KNOWN = pytest.StashKey["list[tuple[Finding, Finding]]"]()
+_CURRENT = pytest.StashKey[pytest.Item]()
 _TEARDOWN = pytest.StashKey[BaseException]()
 EXAMPLE = pytest.StashKey["tuple[_States, Callable[[], object]]"]()
 # torch's own first seed: what a process that imports torch starts with.
@@ -43,7 +46,26 @@ _MARGIN = 2
 
 def remember(item: pytest.Item) -> None:
     """Keep what a rerun must start from: call it before the item's fixtures are set up."""
+    item.config.stash[_CURRENT] = item
     if wanted(item) and WATCH not in item.stash:
+        item.stash[_BEFORE] = random_states()
+
+
+@contextmanager
+def fixture_around(config: pytest.Config, scope: str) -> Iterator[None]:
+    """A fixture is being set up; a rerun does not repeat one of a wider scope: the states are taken anew after it."""
+    item = config.stash.get(_CURRENT, None)
+    if item is None or _BEFORE not in item.stash:
+        yield
+        return
+    if torch_is_here():
+        from pytest_nanstab.attribution.constructions import recording
+
+        with recording():
+            yield
+    else:
+        yield
+    if scope != "function":
         item.stash[_BEFORE] = random_states()
 
 
@@ -60,12 +82,14 @@ def remember_shared(item: pytest.Item) -> None:
 @contextmanager
 def deferring(item: pytest.Item) -> Iterator[None]:
     """Leave the explanation of what is found in the block to a rerun, if there will be one."""
-    if _BEFORE not in item.stash or "torch" not in sys.modules:
+    # Subtests report by themselves while they run: a rerun would report them twice.
+    if _BEFORE not in item.stash or "subtests" in getattr(item, "fixturenames", ()):
         yield
         return
     from pytest_nanstab.attribution.plan import deferred
 
-    with deferred():
+    with deferred() as known:
+        item.stash[_KNOWN] = known
         yield
 
 
@@ -127,16 +151,26 @@ def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         _explain_assertion_on_the_spot(item, watch, error)
         return
     if watch.has_failed_inside or "subtests" in getattr(item, "fixturenames", ()):
-        return  # subtests report by themselves while they run: a rerun would report them twice
+        return
     finding = next((f for f in watch.findings if _can_be_explained(f)), None)
     if finding is not None:
         told = _replayed(item, watch, finding, call.duration)
         watch.findings = tuple(told if f is finding else f for f in watch.findings)
-        for raised in chain(error):
+        for raised in chain(error, *watch.kept_errors()):
             if isinstance(raised, StabilityError):
                 raised.retell(finding, told)
-    elif isinstance(error, AssertionError) and not isinstance(error, StabilityError) and not watch.findings:
+    elif _is_about_bad_tensors(error or next(iter(watch.kept_errors()), None)) and not watch.findings:
         watch.findings = _behind_assertion(item, watch, call.duration)
+
+
+def _is_about_bad_tensors(error: BaseException | None) -> bool:
+    """Whether an assertion of the user's has failed at a line that names a tensor with NaN or Inf."""
+    if not isinstance(error, AssertionError) or isinstance(error, StabilityError) or "torch" not in sys.modules:
+        return False
+    from pytest_nanstab.attribution.asserted import bad_tensors, failed_line
+
+    frame, line = failed_line(error)
+    return frame is not None and bool(bad_tensors(frame, line))
 
 
 def _explain_assertion_on_the_spot(item: pytest.Item, watch: ItemWatch, error: BaseException | None) -> None:
@@ -167,9 +201,10 @@ def _replayed(item: pytest.Item, watch: ItemWatch, finding: Finding, seconds: fl
         tracing = _new_tracing(first, seconds)
         with _rerun(item, tracing) as outcome:
             told, note = _judged(finding, watch, outcome.findings(), outcome, tracing)
-        if told is not None and (first == 1 or not _came_from_earlier(told)):
+        if told is not None and not (first > 1 and _came_from_earlier(told)):
             return told
-    return told or _with(finding, note=note)
+    known = next((kept for found, kept in item.stash.get(_KNOWN, []) if found == finding), None)
+    return told or (known if known is not None else _with(finding, note=note))
 
 
 def _first_steps(finding: Finding, seconds: float) -> list[int]:
@@ -178,7 +213,9 @@ def _first_steps(finding: Finding, seconds: float) -> list[int]:
     step_range = finding.evidence.get("step_range")
     if step_range:
         late = min(late, int(step_range[0]) - _MARGIN)
-    return [1] if seconds < _SHORT or late <= 1 else [late, 1]
+    if late <= 1:
+        return [1]
+    return [1, late] if seconds < _SHORT else [late, 1]
 
 
 def _came_from_earlier(finding: Finding) -> bool:
@@ -202,7 +239,7 @@ def _judged(
             "a rerun of the test stayed finite: it is not deterministic, so the operation is not known; seed it"
         )
     if tracing.failed:
-        return None, f"the operations could not be traced ({tracing.failed})"
+        return None, f"the operations could not be traced ({tracing.failed.splitlines()[0][:120]})"
     context = {key: value for key, value in finding.evidence.items() if key in ("again", "seed", "precision", "device")}
     again = replace(again, evidence={**again.evidence, **context})
     return (_with(again, note=f"the rerun took another course ({differs})") if differs else again), None
@@ -273,11 +310,18 @@ def _run(item: pytest.Item, outcome: _Outcome) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - it is the user's, and it is judged
         outcome.error = error
-        if not isinstance(error, Exception) and not list(carried(error)):
-            outcome.trouble = f"the rerun ended in {type(error).__name__}: {error}"
+        if not list(carried(error)):
+            outcome.trouble = _trouble(error)
     kept = getattr(item, "_excinfo", None)  # what unittest caught on pytest's behalf
     if outcome.error is None and kept:
         outcome.error = kept[0].value
+
+
+def _trouble(error: BaseException) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    if type(error).__name__ == "AbandonedError":
+        return "the rerun was given up, since it took more than five times as long as the test"
+    return f"a rerun of the test ended in {type(error).__name__}: {first}"
 
 
 def _set_up_anew(item: pytest.Item) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -320,6 +321,75 @@ def test_a_parameter_broken_by_its_optimizer_names_the_hyperparameter():
     assert finding.cause.startswith("eps is 0")
     path, line = finding.source.rsplit(":", 1)
     assert "# here" in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+TRAINER = """
+def fit(schedule):
+    schedule.step()
+"""
+
+
+@pytest.mark.parametrize(("folder", "word"), [("mine", "# set"), ("site-packages", "# here")])
+def test_a_rate_that_a_trainer_sets_is_blamed_on_its_optimizer(folder, word, tmp_path):
+    """The user's line is then the one that starts the training: where the optimizer is made says more."""
+    scope = {}
+    exec(compile(TRAINER, str(tmp_path / folder / "trainer.py"), "exec"), scope)
+    fit = scope["fit"] if folder == "site-packages" else lambda schedule: schedule.step()  # set
+
+    def body():
+        weight = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.SGD([weight], lr=0.1)  # here
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: NAN if step else 1.0)
+        for _ in range(2):
+            optimizer.zero_grad()
+            weight.sum().backward()
+            optimizer.step()
+            fit(schedule)
+
+    (finding,) = findings_of(body)
+    assert finding.kind == "nonfinite-parameter"
+    path, line = finding.source.rsplit(":", 1)
+    assert word in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(2, 2)
+
+    def forward(self, *, x=None, scale=1.0):
+        return torch.log(self.lin(x) * 0 + x.sum(1, keepdim=True) * scale)
+
+
+@pytest.mark.parametrize("call", [lambda head, x: head(x=x), lambda head, x: head(scale=1.0, x=x)])
+def test_rows_of_a_batch_given_by_keyword(call):
+    """The batch size is known although torch tells its global hooks of positional arguments only."""
+
+    def body():
+        head = Head()
+        optimizer = torch.optim.SGD(head.parameters(), 0.1)
+        x = torch.ones(4, 2)
+        x[2] = -1.0
+        call(head, x).sum().backward()
+        optimizer.step()
+        assert not head._forward_hooks
+
+    (finding,) = findings_of(body)
+    assert (finding.op, finding.evidence["rows"]) == ("log", [2])
+
+
+def test_all_columns_of_traced_data():
+    """Where data is found by its trace, its bad columns are all told, as its rows are."""
+
+    def body():
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], 0.1)
+        target = torch.from_numpy(np.array([[1.0, np.nan, 2.0], [0.0, 1.0, 2.0], [1.0, 2.0, np.nan]]))
+        (weight - target).square().mean().backward()
+        optimizer.step()
+
+    (finding,) = findings_of(body)
+    assert (finding.kind, finding.evidence["rows"], finding.evidence["columns"]) == ("nonfinite-input", [0, 2], [1, 2])
 
 
 @pytest.mark.parametrize("first", [1, 4])

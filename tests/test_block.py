@@ -227,6 +227,22 @@ def test_wrapping():
     assert value_of(block, "cause").count("\n") == 3
 
 
+def test_a_command_that_shows_the_operation():
+    """It stands right below the note that announces it, whole, and takes the place of the command to run again."""
+    trace = f'pytest -o nanstab_explain=rerun "tests/test_{"x" * 80}.py::test_once"'
+    note = "the operation cannot be seen from here, a rerun of the test shows it:"
+    evidence = {"trace": trace, "other": 1, "note": note, "again": "pytest test_once"}
+    assert render([bare(evidence=evidence, cause="why", remedy="how")]) == dedent(f"""\
+        NaN in x
+
+          other     1
+          note      the operation cannot be seen from here, a rerun of the test shows
+                    it:
+          trace     {trace}
+          cause     why
+          remedy    how""")
+
+
 def test_table_fits():
     """A table too wide for the block shortens its widest cells, then drops columns, and says so."""
     rows = [{"parameter": f"blocks.{i}.attention.projection.weight", **{f"c{j}": j for j in range(3)}} for i in (8, 11)]

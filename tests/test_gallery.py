@@ -100,7 +100,7 @@ def check(path: Path, finding: Mapping[str, Any]) -> None:
     if declared.cause:
         explained = f"{finding['cause']} {finding['remedy']}".lower()
         assert any(word.lower() in explained for word in declared.cause)
-    assert "note" not in finding["evidence"]
+    assert "trace" not in finding["evidence"]
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)

@@ -304,3 +304,151 @@ def test_the_line_of_the_last_backward():
         return line_of_backward(scope_of_frame(sys._getframe()))
 
     assert body() == body.__code__.co_firstlineno + 2
+
+
+def handed_to_a_helper() -> None:
+    def optimize(optimizer, objective):
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+
+    net, optimizer = model()
+    out = net(torch.ones(2, 3))
+    loss = torch.log(out - out).sum()  # here
+    optimize(optimizer, loss)
+
+
+class Engine:
+    """A stand-in for what calls `backward` for its users."""
+
+    def backward(self, objective: Tensor, **more: Any) -> None:
+        objective.backward(**more)
+
+
+def through_an_engine() -> None:
+    net, optimizer = model()
+    engine = Engine()
+    out = net(torch.ones(2, 3))
+    loss = torch.log(out - out).sum()  # here
+    engine.backward(loss)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("loop", [handed_to_a_helper, through_an_engine], ids=lambda loop: loop.__name__)
+def test_a_loss_that_is_handed_on(loop):
+    """The statements are those of the function that made the loss."""
+    finding = found(loop)
+    assert finding.op == "log"
+    assert "# here" in text_at(finding)
+
+
+def test_preprocessing_in_the_loop_is_no_bad_data():
+    """A finite batch whose root is taken on the way to the model: the root is to blame, not the loader."""
+    net, optimizer = model()
+
+    def body():
+        for batch in (torch.ones(2, 3), -torch.ones(2, 3)):
+            rooted = torch.sqrt(batch)  # here
+            loss = net(rooted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = found(body)
+    assert (finding.op, finding.step) == ("sqrt", 2)
+    assert "# here" in text_at(finding)
+
+
+def test_a_state_carried_from_turn_to_turn_is_not_taken_for_its_beginning():
+    """What a name held when the turn began is gone: nothing is claimed about it."""
+    net, optimizer = model()
+
+    def body():
+        state = torch.ones(2, 3)
+        for turn in range(3):
+            state = state.detach()
+            if turn == 2:
+                state = state * 0
+            state = state / state.norm()
+            loss = net(state).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    finding = found(body)
+    assert finding.op is None or "norm" in text_at(finding)
+
+
+# -- what must not be repeated -----------------------------------------------------------------------------------------
+
+SEEN: list[int] = []
+COUNT = 0
+
+
+def counted(value: Tensor) -> Tensor:
+    global COUNT  # noqa: PLW0603 - what is tested
+    COUNT += 1
+    return value
+
+
+def listed(value: Tensor) -> Tensor:
+    SEEN.append(1)
+    return value
+
+
+EFFECTS = {
+    "a batch is drawn": lambda out, stream, _: out + next(stream),
+    "a list of the module's is changed": lambda out, *_: listed(out),
+    "a global is written to": lambda out, *_: counted(out),
+    "a file is written": lambda out, _, path: out + path.write_text("x"),
+}
+
+
+@pytest.mark.parametrize("effect", list(EFFECTS.values()), ids=list(EFFECTS))
+def test_what_has_an_effect_is_not_repeated(effect, tmp_path):
+    """The finding stays without its operation; the effect happened once."""
+    net, optimizer = model()
+    stream = iter([torch.ones(1), torch.ones(1)])
+    SEEN.clear()
+    before = COUNT
+
+    def body():
+        out = net(torch.ones(2, 3))
+        touched = effect(out, stream, tmp_path / "file")
+        loss = torch.log(touched - touched).sum()
+        loss.backward()
+        optimizer.step()
+
+    assert found(body).op is None
+    assert (len(SEEN), COUNT - before, len(list(stream))) in {(0, 0, 1), (1, 0, 2), (0, 1, 2), (0, 0, 2)}
+
+
+def test_in_place_changes_of_a_batch_are_undone():
+    """An augmentation that writes into the data set is repeated on the same data, and leaves it as one run would."""
+    net, optimizer = model()
+    data = [torch.ones(2, 3)]
+
+    def body():
+        loss = torch.log(net(data[0].add_(1.0)).sum() * 0)
+        loss.backward()
+        optimizer.step()
+
+    assert found(body).op == "log"
+    assert torch.equal(data[0], torch.full((2, 3), 2.0))
+
+
+def test_numbers_of_another_draw_are_not_stated():
+    """With dropout before the fault the repetition draws anew: rows are left out, and the finding says why."""
+    net, optimizer = model()
+
+    def body():
+        torch.manual_seed(0)
+        hidden = nn.functional.dropout(net(torch.ones(8, 3)), 0.9)
+        loss = (hidden / hidden.norm(dim=1, keepdim=True)).sum()  # here
+        loss.backward()
+        optimizer.step()
+
+    finding = found(body)
+    assert finding.op in ("div", "norm backward")
+    assert "rows" not in finding.evidence
+    assert "other random numbers" in finding.evidence["note"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from watched import at, batches, every_way, kinds, loss_of, mlp, train
+from watched import at, batches, every_way, kinds, loss_of, mlp, recorded, train
 
 from pytest_nanstab import NonFiniteError, watch
 
@@ -589,6 +589,30 @@ def test_bad_data_is_named_as_data(ask, form, bad):
     assert findings[0].step == 2
     assert findings[0].evidence["rows"] == [1]
     assert findings[0].evidence["columns"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("places", "rows", "columns"),
+    [
+        (((slice(None), 2),), [0, 1, 2, 3, 4], [2]),
+        (((1, 2), (4, 0)), [1, 4], [0, 2]),
+        (((1, 2), (1, 3)), [1], [2, 3]),
+    ],
+)
+def test_bad_data_is_named_with_all_rows_and_columns(places, rows, columns):
+    """Not only where the first bad value stands."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def body():
+        (x, y) = next(batches(1))
+        for place in places:
+            x[place] = NAN
+        loss_of(model, x, y).backward()
+        optimizer.step()
+
+    (finding,) = recorded(body)
+    assert (finding.kind, finding.evidence["rows"], finding.evidence["columns"]) == ("nonfinite-input", rows, columns)
 
 
 @every_way

@@ -10,6 +10,7 @@ from torch import nn
 from watched import at, batches, kinds, loss_of, mlp, train, zero_change
 
 from pytest_nanstab import NonFiniteError, StabilityError, watch
+from pytest_nanstab.watching import measure
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
@@ -445,3 +446,29 @@ def test_run_as_text_and_data():
     assert repr(run).startswith("<Run: 4 steps, loss ")
     assert run.as_dict()["loss"] == run.loss
     assert run.update_ratio == [None] * 4
+
+
+def spoiled(shape, *places):
+    tensor = torch.zeros(shape)
+    for place in places:
+        tensor[place] = float("nan")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        (spoiled((4, 4)), {}),
+        (spoiled((), ...), {}),
+        (spoiled((5,), 1, 3), {"rows": [1, 3]}),
+        (spoiled((3, 4, 5), (2, 0, 1), (0, 3, 4)), {"rows": [0, 2], "columns": [1, 4]}),
+        (spoiled((20, 30), ...), {"rows": list(range(16)), "columns": list(range(16))}),
+        (torch.complex(spoiled((2, 3), (1, 2)), torch.zeros(2, 3)), {"rows": [1], "columns": [2]}),
+        (spoiled((0, 3)), {}),
+        (torch.zeros(2, 2, dtype=torch.long), {}),
+        (spoiled((4, 4), (3, 1)).to_sparse(), {}),
+    ],
+)
+def test_rows_and_columns_of_bad_data(tensor, expected):
+    """All of them, at most 16 of each; none where the values have lost their places."""
+    assert measure.places_in_data(tensor) == expected

@@ -8,6 +8,7 @@ import functools
 import io
 import pickle
 import re
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -583,6 +584,111 @@ def test_a_module_that_returns_nothing():
     with watch():
         for value in (None, 3, "text", object(), [None], {}):
             Odd()(value)
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+class Lit(nn.Module):
+    """A module that a trainer never calls itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.other = mlp(), nn.Linear(1, 1)
+
+    def training_step(self, x, y):
+        return (self.net(x) - y).square().mean()
+
+    @torch.enable_grad()
+    def decorated_step(self, x, y):
+        return self.training_step(x, y)
+
+
+class LogOfNegative(nn.Module):
+    def forward(self, x):
+        return torch.log(x * 0 - 1)
+
+
+class Mixed:
+    """A step that comes from no module class of its own."""
+
+    def mixed_step(self, x, y):
+        return loss_in(self.net, x, y)
+
+
+class LitMixed(Mixed, Lit):
+    pass
+
+
+def loss_in(net, x, y):
+    return (net(x) - y).square().mean()
+
+
+class Owner:
+    """No module, but it has one."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def training_step(self, x, y):
+        return (self.net(x) - y).square().mean()
+
+
+def fitted(lit, step, x):
+    optimizer = torch.optim.SGD(lit.net.parameters(), 0.1)
+    getattr(lit, step)(x, torch.zeros(2, 1)).backward()
+    with torch.no_grad():
+        lit.net[2].weight.grad[0, 0] = NAN
+    optimizer.step()
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("make", "step", "name"),
+    [
+        (Lit, "training_step", "net.2"),
+        (Lit, "decorated_step", "net.2"),
+        (LitMixed, "training_step", "net.2"),
+        (LitMixed, "mixed_step", "2"),  # it is a function that makes the call
+        (lambda: Owner(mlp()), "training_step", "2"),
+    ],
+)
+def test_names_begin_at_the_module_whose_method_calls(ask, make, step, name):
+    """A trainer's module has steps that call its parts, and is never called itself."""
+    (finding,) = ask(lambda: fitted(make(), step, ONES))
+    assert (finding.kind, finding.module) == ("nonfinite-gradient", name)
+    assert finding.evidence["parameter"] == f"{name}.weight"
+
+
+def test_names_of_a_repetition_begin_there_too():
+    """What is traced on the spot has the same names."""
+    lit = Lit()
+    lit.net[1] = LogOfNegative()
+    optimizer = torch.optim.SGD(lit.net.parameters(), 0.1)
+
+    def body():
+        loss = lit.training_step(ONES, torch.zeros(2, 1))
+        loss.backward()
+        optimizer.step()
+
+    (finding,) = recorded(body)
+    assert (finding.op, finding.module) == ("log", "net.1")
+
+
+def test_the_variables_of_a_caller_are_let_go():
+    """Looking for the caller's module keeps nothing of a caller alive that has none."""
+
+    class Case:
+        def test(self):
+            model, x = mlp(), ONES.clone()
+            with torch.no_grad():
+                model(x)
+            kept = weakref.ref(x)
+            del x
+            return kept()
+
+    with zero_change():
+        assert Case().test() is None
 
 
 def test_the_finding_tells_what_the_output_looks_like():

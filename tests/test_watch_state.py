@@ -12,6 +12,8 @@ from torch import nn
 from watched import at, batches, every_way, kinds, loss_of, mlp, recorded, train, zero_change
 
 from pytest_nanstab import StabilityError, watch
+from pytest_nanstab.watching.options import Options
+from pytest_nanstab.watching.region import Region
 
 NAN, INF = float("nan"), float("inf")
 
@@ -92,6 +94,33 @@ def test_the_finding_shows_the_rate_and_its_cause():
     (finding,) = recorded(lambda: schedule_by_zero(False))
     assert "lr is nan" in finding.cause
     assert finding.evidence["optimizer"] == "SGD, param group 0"
+
+
+def decaying(bad_step):
+    """A parameter is broken by hand after a step; the rate halves with every step."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    def body():
+        for step, (x, y) in enumerate(batches(4), start=1):
+            optimizer.zero_grad()
+            loss_of(model, x, y).backward()
+            optimizer.step()
+            if step == bad_step:
+                with torch.no_grad():
+                    model[2].bias.fill_(NAN)
+            schedule.step()
+
+    return recorded(body)[0].evidence
+
+
+@pytest.mark.parametrize(("bad_step", "key"), [(4, "hyperparameters"), (2, "hyperparameters now")])
+def test_hyperparameters_of_an_earlier_step_are_not_claimed(bad_step, key):
+    """When steps have followed the one that is told, the rate shown is that of now."""
+    evidence = decaying(bad_step)
+    assert {name for name in evidence if name.startswith("hyperparameters")} == {key}
+    assert evidence[key].startswith("lr ")
 
 
 @every_way
@@ -243,9 +272,6 @@ def test_sentinels_in_buffers_are_healthy(ask):
 
 def test_buffers_are_judged_at_every_step_when_asked():
     """`check_parameters` judges buffers, parameters and state right after the step that broke them."""
-    from pytest_nanstab.watching.options import Options
-    from pytest_nanstab.watching.region import Region
-
     model = mlp()
     with pytest.raises(StabilityError) as caught, Region(Options(check_parameters=True)):
         train(model, torch.optim.SGD(model.parameters(), 0.01), 3, before_step=lambda step: spoil(model, step))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_nanstab.attribution import optimizers
+from pytest_nanstab.attribution import constructions, optimizers
 from pytest_nanstab.attribution.case import Case
 from pytest_nanstab.attribution.causes import advice_for
 from pytest_nanstab.attribution.growth import Explosion
@@ -18,13 +18,14 @@ from pytest_nanstab.attribution.wording import details_of
 from pytest_nanstab.findings import Finding, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from pytest_nanstab.watching.names import Names
 
 _OUT_OF = re.compile(r", out of [^,]+$")
 # What the sink's own evidence says about its tensor, and the origin says better.
 _REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "range")
+_CHAIN_ENDS = 7
 _OF_DATA = ("nonfinite-loss", "nonfinite-input", "nonfinite-output")
 _SINKS = {
     "nonfinite-loss": "loss",
@@ -44,7 +45,7 @@ class Known:
     names: Names
     batch_size: int | None = None
     explosion: Explosion | None = None
-    constructed: Mapping[Any, tuple[str, int]] | None = None  # by optimizer: where it was constructed
+    optimizers: Sequence[Any] = ()  # those that took part
 
 
 def retold(finding: Finding, origin: Origin, known: Known) -> Finding:
@@ -147,7 +148,7 @@ def _by_optimizer(finding: Finding, origin: Origin, known: Known) -> Finding:
     guilty = origin.guilty
     custom = guilty.place.function is not None and is_users_own(guilty.by)
     story = (advice_for(Case(origin)) if custom else None) or optimizers.story_of(origin)
-    constructed = bad_rate_set_at(guilty.by) or (known.constructed or {}).get(guilty.by)
+    constructed = bad_rate_set_at(guilty.by) or constructions.line_of(guilty.by)
     spot = line_of(guilty) if custom or constructed is None else constructed
     return replace(
         finding,
@@ -162,7 +163,8 @@ def _by_optimizer(finding: Finding, origin: Origin, known: Known) -> Finding:
 
 def _exploding(finding: Finding, origin: Origin, known: Known, explosion: Explosion) -> Finding:
     module, kind = _module(origin.guilty, known)
-    constructed = list((known.constructed or {}).values())
+    lines = [constructions.line_of(optimizer) for optimizer in known.optimizers]
+    constructed = [line for line in lines if line is not None]
     first = shown(line_of(origin.guilty))
     place = f" at {first}" if first else ""
     grown = (
@@ -286,7 +288,7 @@ def _facts(origin: Origin, known: Known, module_class: str | None) -> dict[str, 
 
 def _way(finding: Finding, origin: Origin) -> dict[str, Any]:
     """The chain to the sink, the intended infinity behind it, and what else reached it."""
-    chain = chain_of(origin.path)
+    chain = _folded(chain_of(origin.path))
     sink = _SINKS.get(finding.kind)
     if sink is not None:
         named = {key: finding.evidence.get(key) or key for key in ("parameter", "buffer", "tensor", "field")}
@@ -299,6 +301,12 @@ def _way(finding: Finding, origin: Origin) -> dict[str, Any]:
         also = [f"{title(made)} at {shown(line_of(made))}" for made in origin.others[:3]]
         way["as well"] = also
     return way
+
+
+def _folded(chain: list[str]) -> list[str]:
+    """A long chain without its middle: a state carried over many steps repeats itself."""
+    left_out = len(chain) - 2 * _CHAIN_ENDS
+    return chain if left_out < 2 else [*chain[:_CHAIN_ENDS], f"({left_out} more)", *chain[-_CHAIN_ENDS:]]
 
 
 def _rows(bad: Bad) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pytest_nanstab.attribution.origin import is_intended, origin_of
-from pytest_nanstab.attribution.source import is_user_file, place
+from pytest_nanstab.attribution.source import is_user_file, place, variables_of
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import measure
 
@@ -94,7 +94,7 @@ def statement_at(filename: str, line: int) -> ast.stmt | None:
 
 def _value(frame: FrameType, dotted: str) -> Any:
     first, *rest = dotted.split(".")
-    value = frame.f_locals.get(first, frame.f_globals.get(first))
+    value = variables_of(frame).get(first, frame.f_globals.get(first))
     for name in rest:
         value = getattr(value, "__dict__", {}).get(name) if not isinstance(value, Tensor) else None
     return value

@@ -18,12 +18,12 @@ from pytest_nanstab.attribution.origin import Origin, home_of, line_of, operatio
 from pytest_nanstab.attribution.source import is_users_own
 
 # Operations that hand values on as they are, or nearly: what made their operand is what matters.
-_PLAIN = frozenset(
+PLAIN = frozenset(
     {"to", "clone", "copy", "expand", "contiguous", "index", "select", "slice", "gather", "neg", "reshape", "cat"}
-    | {"stack", "index_select", "detach", "alias", "squeeze", "unsqueeze", "permute"}
+    | {"stack", "index_select", "detach", "alias", "squeeze", "unsqueeze", "permute", "diagonal_copy"}
 )
-_THROUGH = _PLAIN | {"add", "sub", "mul", "div", "clamp", "clamp_min", "clamp_max", "where", "masked_fill", "dropout"}
-_THROUGH |= {"relu", "abs", "mean", "masked_select", "unsafe_index"}
+THROUGH = PLAIN | {"add", "sub", "mul", "div", "clamp", "clamp_min", "clamp_max", "where", "masked_fill", "dropout"}
+THROUGH |= {"relu", "abs", "mean", "masked_select", "unsafe_index"}
 _DEPTH = 5
 
 
@@ -75,6 +75,11 @@ class Case:
         return [] if self.made.bad is None else [o for o in self.made.bad.operands if o.dtype != "bool"]
 
     @property
+    def within(self) -> str | None:
+        """The function of torch.nn.functional that ran the guilty operation."""
+        return self.made.place.functional
+
+    @property
     def half(self) -> bool:
         """Whether the result is in half precision."""
         return self.made.dtype in ("float16", "bfloat16")
@@ -101,6 +106,14 @@ class Case:
     def low(self, index: int = 0) -> float | None:
         """The smallest finite value of an operand."""
         return self.operands[index].low if index < len(self.operands) else None
+
+    def largest(self, index: int = 0) -> float:
+        """The largest finite magnitude of an operand; 0 when there is none."""
+        return (self.operands[index].largest or 0.0) if index < len(self.operands) else 0.0
+
+    def made_by(self, index: int) -> Made | None:
+        """The record of what made an operand."""
+        return self.operands[index].made if index < len(self.operands) else None
 
     def is_zero(self, index: int = 0) -> bool:
         """Whether an operand is zero where the result is bad; anywhere, when that place is not known."""
@@ -170,11 +183,28 @@ class Case:
         return torch.finfo(kind).max if kind.is_floating_point else math.inf
 
 
-def ancestors(made: Made | None, *, plain: bool = False, depth: int = _DEPTH) -> Iterator[Made]:
+def ancestors(
+    made: Made | None, *, plain: bool = False, through: frozenset[str] = THROUGH, depth: int = _DEPTH
+) -> Iterator[Made]:
     """A record and what it was made of, through operations that hand values on."""
     if made is None:
         return
     yield made
-    if depth and made.op in (_PLAIN if plain else _THROUGH):
+    through = PLAIN if plain else through
+    if depth and made.op in through:
         for operand in made.operands:
-            yield from ancestors(operand, plain=plain, depth=depth - 1)
+            yield from ancestors(operand, through=through, depth=depth - 1)
+
+
+def direct(made: Made | None, depth: int = _DEPTH) -> Iterator[Made]:
+    """A record and what it was made of, through operations that keep what it stands for.
+
+    Moves, roots, clamps, and arithmetic with a plain number: a zero after them is a zero, or nearly, before.
+    """
+    if made is None:
+        return
+    yield made
+    scaled = made.op in ("add", "mul", "div") and len(made.operands) == 1 and bool(made.numbers)
+    if depth and (scaled or made.op in PLAIN or made.op in ("sqrt", "clamp", "clamp_min")):
+        for operand in made.operands:
+            yield from direct(operand, depth - 1)

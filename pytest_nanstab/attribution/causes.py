@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_nanstab.attribution.arithmetic_rules import ARITHMETIC
 from pytest_nanstab.attribution.backward_rules import BACKWARD
 from pytest_nanstab.attribution.case import Case
 from pytest_nanstab.attribution.forward_rules import FORWARD
 from pytest_nanstab.attribution.rule import ANY
 
-RULES = (*FORWARD, *BACKWARD)
+RULES = (*FORWARD, *ARITHMETIC, *BACKWARD)
 
 
 @dataclass(frozen=True)

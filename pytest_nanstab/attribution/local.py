@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
+from types import FrameType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,7 @@ from pytest_nanstab.attribution.keeping import kept
 from pytest_nanstab.attribution.origin import is_intended, origin_of
 from pytest_nanstab.attribution.purity import verdict_on_call
 from pytest_nanstab.attribution.source import RUNNER, is_user_file
-from pytest_nanstab.attribution.tracing import LocalTrace
+from pytest_nanstab.attribution.tracing import LocalTrace, optimizers_of
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import measure
 from pytest_nanstab.watching.names import Names
@@ -92,9 +92,8 @@ def _told_of(found: slices.Slice, finding: Finding) -> Finding | None:
         if made is None or is_intended(origin_of(made).guilty):
             return None
         told = retold(finding, origin_of(made), Known(names, trace.batch_size))
-    if told.op is None:
-        return None
-    return _of_another_draw(told) if drew() else told
+        told = _of_another_draw(told) if drew() else told
+    return told if told.op is not None else None
 
 
 # -- the ways to repeat ------------------------------------------------------------------------------------------------
@@ -118,11 +117,12 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
             return None
         if made is None or trace.failed is not None:
             return None
-        known = Known(region.names, trace.batch_size, explosion_in(region.run, Growth()), region.constructed)
+        known = Known(region.names, trace.batch_size, explosion_in(region.run, Growth()), optimizers_of(region))
         told = retold(finding, origin_of(made), known)
+        told = _of_another_draw(told) if drew() else told
     if told.op is None and told.phase != "data" and told.kind == finding.kind:
         return None
-    return _of_another_draw(told) if drew() else told
+    return told
 
 
 def _of_another_draw(finding: Finding) -> Finding:
@@ -150,16 +150,38 @@ class _Way:
 def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
     leaves = hint.leaves if finding.kind == "nonfinite-gradient" else None
     if finding.kind in ("nonfinite-loss", "nonfinite-gradient", "nonfinite-input"):
-        for scope in _scopes(hint):
-            line = _line_of_loss(scope, hint)
-            found = None if line is None else slices.slice_of(scope, line, _state_of)
-            if found is not None:
-                yield _Way(_of_slice(found, leaves), found.given(), found.verdict().owners)
+        for found in _slices(hint):
+            yield _Way(_of_loss(found.run, leaves), found.given(), found.verdict().owners)
+        entered = region.outputs.entered()
+        function = None if entered is None else entered.function()
+        if entered is not None and function is not None:
+            verdict = verdict_on_call(MethodType(function, entered.arguments[0]))
+            if verdict.pure:
+                owners = [*verdict.owners, entered.arguments[0]]
+                yield _Way(_of_loss(entered.loss, leaves), entered.arguments, owners)
     call = hint.call if hint.call is not None else region.outputs.last_call()
     if call is not None:
         verdict = verdict_on_call(call[0])
         if verdict.pure:
             yield _Way(_of_call(call, leaves), [*call[1], *call[2].values()], verdict.owners)
+
+
+def _slices(hint: Hint) -> Iterator[slices.Slice]:
+    """The statements that computed the loss, in the function that differentiated it or in the one that handed it on."""
+    scopes = list(_scopes(hint))
+    lines = [_line_of_loss(scope, hint) for scope in scopes]
+    if not any(lines):  # the function that called `backward` has returned: somebody's engine, or a helper
+        lines = [slices.line_of_backward(scope) for scope in scopes]
+    for index, (scope, line) in enumerate(zip(scopes, lines, strict=True)):
+        if line is None:
+            continue
+        found = slices.slice_of(scope, line, _state_of)
+        if found is None and index + 1 < len(scopes):
+            caller = scopes[index + 1]
+            handed = slices.handed_by(caller, scope, line)
+            found = None if handed is None else slices.slice_of(caller, caller.line, _state_of, handed)
+        if found is not None:
+            yield found
 
 
 def _scopes(hint: Hint) -> Iterator[slices.Scope]:
@@ -177,10 +199,10 @@ def _line_of_loss(scope: slices.Scope, hint: Hint) -> int | None:
     return hint.spot[1] if scope.filename == hint.spot[0] and slices.covers(scope, hint.spot[1]) else None
 
 
-def _of_slice(found: slices.Slice, leaves: Sequence[Tensor] | None) -> Callable[[LocalTrace], Made | None]:
+def _of_loss(compute: Callable[[], Any], leaves: Sequence[Tensor] | None) -> Callable[[LocalTrace], Made | None]:
     def run(trace: LocalTrace) -> Made | None:
         with torch.enable_grad():
-            loss = found.run()
+            loss = compute()
             return trace.behind(loss) if leaves is None else _behind_gradient(trace, loss, leaves)
 
     return run

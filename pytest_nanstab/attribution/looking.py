@@ -49,6 +49,12 @@ def is_bad(tensor: Tensor) -> bool:
     return _extent_is_bad(tensor)
 
 
+def has_nan(tensor: Tensor) -> bool:
+    """Whether a tensor holds a NaN."""
+    seen = measure.extent(tensor)
+    return seen is not None and seen.has_nan
+
+
 def _extent_is_bad(tensor: Tensor) -> bool:
     seen = measure.extent(tensor)
     return seen is not None and not seen.finite
@@ -68,6 +74,8 @@ def bad_rows(tensor: Tensor) -> tuple[int, ...]:
 def ordinary(tensor: Tensor) -> Tensor:
     """The tensor with ordinary numbers in place of its bad values."""
     values = tensor.detach()
+    if values.layout is not torch.strided:
+        return values.to_dense().nan_to_num(_ORDINARY, _ORDINARY, _ORDINARY).to_sparse()
     return torch.where(torch.isfinite(values), values, torch.full((), _ORDINARY, dtype=values.dtype))
 
 

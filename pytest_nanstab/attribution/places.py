@@ -53,8 +53,8 @@ NOWHERE = Place(None, None, None, None, in_backward=False)
 
 
 @lru_cache(maxsize=4096)
-def _kind(filename: str) -> str:
-    """ "user", "functional", "torch", "ours", "runner" or "library"."""
+def kind_of(filename: str) -> str:
+    """Whose a file is: "user", "functional", "torch", "ours", "runner", "stdlib" or "library"."""
     if filename.startswith(_OURS):
         return "ours"
     if filename in _FUNCTIONAL:
@@ -80,7 +80,7 @@ def place_of_call(depth: int = 1) -> tuple[Place, FrameType | None]:
     functional, library, crossed, in_module = None, None, False, False
     while frame is not None:
         code = frame.f_code
-        kind = _kind(code.co_filename)
+        kind = kind_of(code.co_filename)
         if kind == "user":
             function = None if code.co_name in _NAMELESS else code.co_name
             spot = (code.co_filename, frame.f_lineno)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_nanstab.attribution.tracing import Tracing
+    from pytest_nanstab.findings import Finding
 
 _CURRENT: list[Tracing] = []
 
 
-_DEFERRED: list[object] = []
+# What is known on the spot about findings that a rerun will explain better, by block of deferral.
+Known = list["tuple[Finding, Finding]"]
+_DEFERRED: list[Known] = []
 
 
 def is_deferred() -> bool:
@@ -20,12 +23,18 @@ def is_deferred() -> bool:
     return bool(_DEFERRED)
 
 
+def keep(finding: Finding, told: Finding) -> None:
+    """Keep what a repetition on the spot has shown, for the case that the rerun shows nothing."""
+    _DEFERRED[-1].append((finding, told))
+
+
 @contextmanager
-def deferred() -> Iterator[None]:
-    """What is found in the block is explained afterwards."""
-    _DEFERRED.append(None)
+def deferred() -> Iterator[Known]:
+    """What is found in the block is explained afterwards; the list fills with what is known before that."""
+    known: Known = []
+    _DEFERRED.append(known)
     try:
-        yield
+        yield known
     finally:
         _DEFERRED.pop()
 

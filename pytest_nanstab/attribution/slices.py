@@ -15,6 +15,7 @@ from types import CodeType, FrameType
 from typing import Any, Literal
 
 from pytest_nanstab.attribution.purity import Verdict, first_line, verdict_on
+from pytest_nanstab.attribution.source import variables_of
 
 # Contexts that only change how their block computes.
 _CONTEXTS = frozenset(
@@ -58,7 +59,7 @@ class Scope:
 def scope_of_frame(frame: FrameType) -> Scope:
     """The scope of a running function."""
     code = frame.f_code
-    names = {**frame.f_globals, **frame.f_locals}
+    names = {**frame.f_globals, **variables_of(frame)}
     return Scope(code.co_filename, code.co_name, code.co_firstlineno, frame.f_lineno, names)
 
 
@@ -128,6 +129,26 @@ def slice_of(scope: Scope, line: int, state_of: StateOf, value: ast.expr | None 
     body = _collect(path, wanted, scope, state_of)
     found = None if body is None else Slice(scope, tuple(body), wanted)
     return found if found is not None and found.verdict().pure else None
+
+
+def handed_by(caller: Scope, called: Scope, line: int) -> ast.expr | None:
+    """The expression that a caller's current statement hands over as the loss that a function differentiates at a line.
+
+    None where that is no argument of the function, or the call is not found.
+    """
+    path, home = _path_to(called, line), _home_of(called)
+    wanted = None if path is None else _differentiated(path[-1], called)
+    statement = _path_to(caller, caller.line) if caller.line else None
+    if not isinstance(wanted, ast.Name) or statement is None or not isinstance(home, _FUNCTIONS[:2]):
+        return None
+    names = [argument.arg for argument in (*home.args.posonlyargs, *home.args.args)]
+    calls = (n for n in ast.walk(statement[-1]) if isinstance(n, ast.Call) and _name_of(n) == called.function)
+    call = next(calls, None)
+    if call is None or wanted.id not in names:
+        return None
+    by_name = next((keyword.value for keyword in call.keywords if keyword.arg == wanted.id), None)
+    place = names.index(wanted.id) - (names[0] in ("self", "cls") and isinstance(call.func, ast.Attribute))
+    return by_name if by_name is not None or place >= len(call.args) else call.args[place]
 
 
 def line_of_backward(scope: Scope) -> int | None:

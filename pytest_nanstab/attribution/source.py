@@ -9,6 +9,7 @@ import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _STDLIB = tuple({str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib")})
@@ -34,6 +35,19 @@ def user_frame(depth: int = 1) -> FrameType | None:
             return None
         frame = frame.f_back
     return frame
+
+
+def variables_of(frame: FrameType) -> dict[str, Any]:
+    """A copy of a frame's variables that leaves none behind.
+
+    Before Python 3.13 a function's frame keeps the dictionary that `f_locals` makes, and with it whatever the function
+    deletes afterwards.
+    """
+    made = frame.f_locals
+    variables = dict(made)
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and type(made) is dict:
+        made.clear()
+    return variables
 
 
 def place(filename: str, line: int) -> str:

@@ -168,7 +168,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             phase=self._phase(node, in_backward=place.in_backward),
             place=place,
             module=self.modules[-1] if self.modules else None,
-            operands=distinct(call.behind),
+            operands=distinct([made or self._given(t) for t, made in zip(call.inputs, call.behind, strict=True)]),
             numbers=looking.numbers_of([*call.args, *call.kwargs.values()]),
             dtype=str(output.dtype).removeprefix("torch."),
             shape=tuple(output.shape),
@@ -183,6 +183,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._forward.setdefault(number, made)
         return made, frame
 
+    def _given(self, tensor: Tensor) -> Made | None:
+        """A record for integers and truth values that nothing traced has made: what is added up may be a count."""
+        if tensor.is_floating_point() or tensor.is_complex():
+            return None
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return Made(self._count, self.step, "", dtype=kind, shape=tuple(tensor.shape))
+
     def _phase(self, node: Any, *, in_backward: bool) -> str:
         if node is not None:
             return "backward" if in_backward or not torch.is_grad_enabled() else "forward"
@@ -193,6 +200,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # -- a bad result ------------------------------------------------------------------------------------------------
 
     def _explain(self, call: _Call, output: Tensor, place: Place, frame: FrameType | None) -> Bad:
+        tainted = [made for made in call.behind if made is not None and made.bad is not None and made.bad.nan]
+        if tainted and looking.has_nan(output):
+            # A NaN that is handed on needs no second look: whatever else is wrong here came later.
+            return Bad("carried", True, {}, causes=distinct(tainted))
         facts = looking.facts_of(output)
         if call.about.aten == "lift_fresh":  # numbers written into the program
             nan = facts.get("nan", 1) > 0
@@ -254,6 +265,8 @@ def _why(call: _Call, suspects: list[int], output: Tensor, facts: dict[str, Any]
         if len(suspects) > 1 or own:
             alone = [_bad_without(call, [j for j in suspects if j != i], output, word) for i in suspects]
             causing = [i for i, count in zip(suspects, alone, strict=True) if count > own]
+            if own == facts.get(word) == output.numel():  # nothing to count: are the bad values enough by themselves?
+                causing = _enough_alone(call, suspects, output, word)
             causing = causing or ([] if own else list(suspects))
         if own:
             return "born", causing
@@ -263,7 +276,29 @@ def _why(call: _Call, suspects: list[int], output: Tensor, facts: dict[str, Any]
 
 def _bad_without(call: _Call, replaced: Iterable[int], output: Tensor, word: str) -> int:
     """How many bad values ("count", or only "nan") the result has when these inputs hold ordinary numbers."""
-    swap = {id(call.inputs[i]): looking.ordinary(call.value(i)) for i in replaced}
+    return _bad_with(call, {id(call.inputs[i]): looking.ordinary(call.value(i)) for i in replaced}, output, word)
+
+
+def _enough_alone(call: _Call, suspects: list[int], output: Tensor, word: str) -> list[int]:
+    """The bad inputs whose bad values alone, among ordinary numbers, spoil the result as well."""
+    if _bad_with(call, _tame(call), output, word):
+        return []  # whatever it is given: an average of nothing
+    return [i for i in suspects if _bad_with(call, _tame(call, keep=i), output, word)]
+
+
+def _tame(call: _Call, keep: int | None = None) -> dict[int, Tensor]:
+    """Ordinary numbers for every floating input; of the one to keep, its bad values stay."""
+    swap = {}
+    for index, tensor in enumerate(call.inputs):
+        if tensor.is_floating_point():
+            values = call.value(index).detach()
+            ordinary = looking.ordinary(torch.full_like(values, math.nan))
+            swap[id(tensor)] = torch.where(torch.isfinite(values), ordinary, values) if index == keep else ordinary
+    return swap
+
+
+def _bad_with(call: _Call, swap: dict[int, Tensor], output: Tensor, word: str) -> int:
+    """How many bad values the result has when these tensors take the place of inputs, by their identity."""
     for tensor in looking.tensors_of(_written(call.about, call.args, call.kwargs)):
         # What it writes to is the user's: the repetition gets a copy of its own.
         kept = call.before.get(id(tensor))

@@ -112,7 +112,7 @@ class Tracing:
 
     def told(self, finding: Finding, made: Made, region: Region) -> Finding:
         """The finding with its origin."""
-        known = Known(region.names, self.batch_size, explosion_in(region.run, self.growth), region.constructed)
+        known = Known(region.names, self.batch_size, explosion_in(region.run, self.growth), optimizers_of(region))
         return retold(finding, origin_of(made), known)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
@@ -171,6 +171,11 @@ def _eager_stance() -> AbstractContextManager[Any]:
         return nullcontext()
     manager: AbstractContextManager[Any] = stance("force_eager")
     return manager
+
+
+def optimizers_of(region: Region) -> list[Any]:
+    """The optimizers that took part in a region: those that stepped, else those constructed in it."""
+    return list(region.state.known()) or list(region.constructed)
 
 
 class LocalTrace:

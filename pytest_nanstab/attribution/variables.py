@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pytest_nanstab.attribution.history import storage_key
+from pytest_nanstab.attribution.source import variables_of
 
 _MAX_DEPTH = 2
 _MAX_ITEMS = 64
@@ -21,7 +22,7 @@ def name_of(frame: FrameType | None, tensor: Tensor) -> str | None:
     """
     if frame is None:
         return None
-    found = list(_tensors(dict(frame.f_locals)))
+    found = list(_tensors(variables_of(frame)))
     exact = next((name for name, value in found if value is tensor), None)
     if exact is not None:
         return exact

@@ -160,7 +160,7 @@ class Hunter:
     def _step(self, state: State, described: Described) -> Finding | None:
         __tracebackhide__ = True
         state.enter()
-        options = Options(raises=False, check_parameters=True)
+        options = Options(raises=False, check_parameters=True, explain=False)
         with (
             seeded(self._seed),
             modes(self._setup.model, training=True),

@@ -38,7 +38,7 @@ def evaluate(setup: TrainingSetup, form: Arithmetic, seed: int, context: Mapping
         modes(setup.model, training=False),
         in_force(form),
         torch.no_grad(),
-        Region(Options(raises=False), known) as region,
+        Region(Options(raises=False, explain=False), known) as region,
     ):
         for number, batch in enumerate(_eval_batches(setup), start=1):
             region.context["batch"] = number

@@ -82,7 +82,10 @@ class ItemRequest:
         from pytest_nanstab.suite.setup import TrainingSetup
 
         arguments = {name: self.item.funcargs[name] for name in self.item._fixtureinfo.argnames}
-        setup = self.item.obj(**arguments)
+        from pytest_nanstab.attribution.constructions import recording
+
+        with recording():
+            setup = self.item.obj(**arguments)
         if not isinstance(setup, TrainingSetup):
             raise TypeError(f"{self.item.originalname} must return a TrainingSetup, got {setup!r}")
         return setup

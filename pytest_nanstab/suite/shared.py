@@ -150,6 +150,7 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         update_ratio=True,
         check_parameters=True,
         track_parameters=True,
+        explain=False,
     )
     steps, began = request.spec.steps, time.monotonic()
     with modes(setup.model, training=True), arithmetic(setup, precision, device=request.device) as form:

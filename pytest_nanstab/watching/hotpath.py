@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.attribution.constructions import record
 from pytest_nanstab.watching import state, torch_private
 from pytest_nanstab.watching.pending import objective
 
@@ -231,19 +231,33 @@ def entering(region: Region) -> Callable[[Any], Any]:
 
 
 def constructing(region: Region) -> Callable[[Any], Any]:
-    """`Optimizer.__init__`, remembering the line that constructs each optimizer."""
+    """`Optimizer.__init__`, remembering which optimizers are constructed, and where."""
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
-            spot = user_spot()
-            if spot is not None:
-                region.constructed[self] = spot
+            record(self)
+            region.constructed.add(self)
             if region.tracing is not None:
                 region.tracing.optimizer_made(self)
 
         return initialise
+
+    return make
+
+
+def switching(region: Region) -> Callable[[Any], Any]:
+    """`Module.train`: what is put in evaluation mode is about to be evaluated."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def train(self: Any, mode: bool = True) -> Any:
+            if region.active and not mode:
+                region.outputs.evaluating()
+            return original(self, mode)
+
+        return train
 
     return make
 

@@ -78,7 +78,8 @@ class LossJudge:
         __tracebackhide__ = True
         if not self._region.run.steps:
             pending.step = pending.backwards
-        self._report(pending)
+        # The parameters are broken already: nothing computed from them now is what was computed then.
+        self._report(pending, None)
 
     def _settle(self, call: Call, loss: Any) -> None:
         """A finite loss comes after a bad output: it absorbed the NaN, or was computed from something else."""
@@ -116,7 +117,7 @@ class LossJudge:
         pending = self._region.pending
         used = None if pending is None else pending.used_by(parameters)
         if pending is not None and used:
-            self._report(pending)
+            self._report(pending, Hint(spot=pending.spot))
         elif used is False:
             self._discard()
 
@@ -127,7 +128,7 @@ class LossJudge:
             self.drop()
         self._region.run.skipped_steps += 1
 
-    def _report(self, pending: PendingLoss) -> None:
+    def _report(self, pending: PendingLoss, hint: Hint | None) -> None:
         """The root of a non-finite loss: a parameter broken before, the data, or the forward pass."""
         __tracebackhide__ = True
         region, call, name = self._region, self._call, None
@@ -142,16 +143,16 @@ class LossJudge:
                 spot = call.spot or pending.spot
                 finding = verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot)
                 made = region.behind([call.args, call.kwargs])
-                region.report(finding, made or pending.made, Hint(spot=pending.spot))
+                region.report(finding, made or pending.made, hint)
                 return
         elif pending.data is not None:
             field, name, facts = pending.data
             finding = verdicts.input_of_step(pending.step, name, field, facts, pending.spot)
-            made = region.behind([fed[1:] for fed in region.outputs.recent.values()])
-            region.report(finding, made or pending.made, Hint(spot=pending.spot))
+            made = region.behind([fed[1:3] for fed in region.outputs.recent.values()])
+            region.report(finding, made or pending.made, hint)
             return
         extra = {"batch": pending.batch} if pending.batch is not None else {}
-        region.report(verdicts.loss(pending, name, **extra), pending.made, Hint(spot=pending.spot))
+        region.report(verdicts.loss(pending, name, **extra), pending.made, hint)
 
     # -- outputs -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class LossJudge:
             self._region.run.skipped_steps += 1
         elif pending.data is None and (call is None or call.input_path is None or call.input_computed):
             # Bad data is a finding only when a step used it.
-            self._report(pending)
+            self._report(pending, Hint(spot=pending.spot))
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""

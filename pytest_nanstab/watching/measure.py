@@ -215,6 +215,6 @@ def bad_along(tensor: Tensor, dim: int) -> list[int]:
 
 
 def places_in_data(tensor: Tensor) -> dict[str, list[int]]:
-    """The rows (first index) and columns (last index) of what is bad in a tensor of data; one dimension has rows only."""
+    """The rows (first index) and columns (last index) of what is bad in data; one dimension has rows only."""
     found = {name: bad_along(tensor, dim) for name, dim in _PLACES[: tensor.dim()]}
     return {name: indices for name, indices in found.items() if indices}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -161,11 +164,38 @@ class _Buffers:
 
 def _calling(module: nn.Module) -> nn.Module | None:
     """The module that contains another one and whose method, the user's own, is calling it."""
-    frame = user_frame(2)
-    caller = None if frame is None else frame.f_locals.get("self")
+    frame = user_frame()
+    if frame is None or not _is_modules_method(frame.f_code):
+        return None
+    caller = frame.f_locals.get("self")
     if not isinstance(caller, nn.Module) or caller is module:
         return None
     return caller if any(part is module for part in caller.modules()) else None
+
+
+@lru_cache(maxsize=1024)
+def _is_modules_method(code: CodeType) -> bool:
+    """Whether code is a method of some class of modules.
+
+    A frame's variables are read only then: up to Python 3.12 this keeps all of them alive until the function returns.
+    Emptying that dictionary is no way out while nothing has failed: it is what the user's own `locals()` has returned.
+    """
+    if code.co_varnames[:1] != ("self",):
+        return False
+    methods = (vars(base).get(code.co_name) for kind in _module_classes() for base in kind.__mro__)
+    return any(
+        getattr(inspect.unwrap(method), "__code__", None) is code
+        for method in methods
+        if isinstance(method, FunctionType)
+    )
+
+
+def _module_classes() -> Iterator[type[nn.Module]]:
+    waiting = [nn.Module]
+    while waiting:
+        kind = waiting.pop()
+        yield kind
+        waiting += kind.__subclasses__()
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

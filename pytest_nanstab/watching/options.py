@@ -28,6 +28,7 @@ class Options:
         check_parameters: judge parameters, buffers and optimizer state after every step, not only at the end.
         track_parameters: find parameters that no step changes (suites).
         explain: repeat a failing computation on the spot to name its operation.
+        defers: leave that to a rerun, where there will be one.
     """
 
     name: str = "watch"
@@ -41,6 +42,7 @@ class Options:
     check_parameters: bool = False
     track_parameters: bool = False
     explain: bool = True
+    defers: bool = False
 
     def limit(self, name: str) -> float | None:
         """The number of a limit, or None where the user states none."""

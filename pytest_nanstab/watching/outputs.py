@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from pytest_nanstab.attribution.entered import Entered, entered_from
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.pending import nodes_of
@@ -106,23 +107,28 @@ def _facts_at(output: Any, path: str) -> dict[str, Any]:
     return {}
 
 
-# What an outermost module was called with: (weak reference to it, arguments, keyword arguments).
-Fed = tuple["weakref.ref[nn.Module]", tuple[Any, ...], dict[str, Any]]
+# What an outermost module was called with: (weak reference to it, arguments, keyword arguments), and the function of
+# the user's, called by a trainer, that did it.
+Fed = tuple["weakref.ref[nn.Module]", tuple[Any, ...], dict[str, Any], "Entered | None"]
 
 
 class _Counter:
     """How many calls one known module has left until it is judged again.
 
     Attributes:
+        in_trainer: whether a library called the function that calls the module.
         call: what `torch_private.intercept` puts in place of the module's own call; it holds no reference to it.
     """
 
-    __slots__ = ("call", "calls", "due", "grad", "looked_at", "module", "training")
+    __slots__ = ("call", "calls", "due", "grad", "in_trainer", "looked_at", "module", "training")
 
-    def __init__(self, module: nn.Module, look: Callable[..., None], recent: dict[int, Fed]) -> None:
+    def __init__(
+        self, module: nn.Module, look: Callable[..., None], recent: dict[int, Fed], *, in_trainer: bool
+    ) -> None:
         self.module = weakref.ref(module)
         self.calls = self.due = 0
         self.looked_at = perf_counter_ns()
+        self.in_trainer = in_trainer
         self.remember(module)
         self.call = self._make_call(type(module)._call_impl, look, recent)
 
@@ -149,7 +155,7 @@ class _Counter:
                 if module is reference():
                     look(self, module, args, kwargs, output)
             elif self.grad:
-                recent[key] = reference, args, kwargs
+                recent[key] = reference, args, kwargs, entered_from(caller) if self.in_trainer else None
             return output
 
         return call
@@ -205,11 +211,15 @@ class OutputWatch:
 
     def last_call(self) -> tuple[nn.Module, Any, Any] | None:
         """(module, arguments, keyword arguments) of the last outermost call with gradients on, if they are at hand."""
-        for reference, args, kwargs in reversed(list(self.recent.values())):
+        for reference, args, kwargs, _ in reversed(list(self.recent.values())):
             module = reference()
             if module is not None:
                 return module, args, kwargs
         return None
+
+    def entered(self) -> Entered | None:
+        """The user's function that a trainer has called and that made the last such call."""
+        return next((fed[3] for fed in reversed(list(self.recent.values())) if fed[3] is not None), None)
 
     def forget(self) -> None:
         """Drop the last references to something of the user's."""
@@ -234,15 +244,20 @@ class OutputWatch:
 
     def gradients_off(self) -> None:
         """Somebody switched gradients off: probably an evaluation, perhaps of a module not seen so far."""
-        if self._armed is None and self._transient is None and self._misses < _MISSES:
+        if self._armed is None and self._transient is None and (self._dense or self._misses < _MISSES):
             self._misses += 1
             if torch_private.compiling_now() is None:  # a hook that comes up now would be compiled in
                 self._arm()
 
+    def evaluating(self) -> None:
+        """A module was put in evaluation mode: it will be called, perhaps for the first time."""
+        self._misses = 0
+        self.gradients_off()
+
     @torch_private.past_modes
     def bad_data(self) -> tuple[str, str, dict[str, Any]] | None:
         """(field, name of the module, facts) of the NaN or +Inf that a training call of this step was fed."""
-        for reference, args, kwargs in self.recent.values():
+        for reference, args, kwargs, _ in self.recent.values():
             module = reference()
             path, facts, computed = (None, {}, False) if module is None else bad_input(args, kwargs)
             if path is not None and not computed:
@@ -295,14 +310,14 @@ class OutputWatch:
             now = perf_counter_ns()
             self._own += now - begun
             first = _FIRST_IN_TRAINING if torch.is_grad_enabled() else _FIRST
-            closely = self.seen < first or (self.seen < _OFTEN and (self._always() or self._affordable(now)))
-            if closely or (not self._keep_counting(module, output) and self._always()):
+            closely = self.seen < first or (self.seen < _OFTEN and (self._always(module) or self._affordable(now)))
+            if closely or (not self._keep_counting(module, output) and self._always(module)):
                 self._arm()
             self._looked_at = now
 
-    def _always(self) -> bool:
-        # In training the loss is judged at every step anyway; without gradients the output is the only sink.
-        return self._dense and not torch.is_grad_enabled()
+    def _always(self, module: nn.Module) -> bool:
+        # In training the loss is judged at every step anyway; in an evaluation the output is the only sink.
+        return self._dense and not (torch.is_grad_enabled() and module.training)
 
     def _overdrawn(self, now: int) -> float:
         return self._own * _UNSEEN - _ALLOWANCE_NS - _SHARE * (now - self._started)
@@ -315,7 +330,7 @@ class OutputWatch:
         __tracebackhide__ = True
         self.seen += 1
         if torch.is_grad_enabled():
-            self.recent[id(module)] = weakref.ref(module), args, kwargs
+            self.recent[id(module)] = weakref.ref(module), args, kwargs, entered_from(sys._getframe())
         if output is None or not self._watched(module):
             return
         path = measure.has_nan(output)
@@ -332,19 +347,19 @@ class OutputWatch:
         is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
         if is_loss or self._known(module):
             return True
-        counter = _Counter(module, self._count, self.recent)
+        counter = _Counter(module, self._count, self.recent, in_trainer=entered_from(sys._getframe()) is not None)
         if not torch_private.intercept(module, counter.call):
             return False
         self._counted.append(counter)
-        self._wait(counter, perf_counter_ns(), self._looked_at)
+        self._wait(counter, module, perf_counter_ns(), self._looked_at)
         return True
 
-    def _wait(self, counter: _Counter, now: int, since: int) -> None:
+    def _wait(self, counter: _Counter, module: nn.Module, now: int, since: int) -> None:
         """Set the number of calls to let pass so that judging stays within its share."""
         per_call = max((now - since) / max(counter.calls, 1), 1_000.0)
         pause = max(self._overdrawn(now), 0.0) / _SHARE / per_call
         counter.looked_at, counter.calls = now, 0
-        counter.due = 0 if self._always() else min(int(pause), 4096)
+        counter.due = 0 if self._always(module) else min(int(pause), 4096)
 
     def _count(self, counter: _Counter, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """A known module's call is due to be judged."""
@@ -352,7 +367,7 @@ class OutputWatch:
         if self._transient is not None or not self._ours():
             return
         counter.remember(module)
-        if self._always():
+        if self._always(module):
             self._look(module, args, kwargs, output)
             return
         begun = perf_counter_ns()
@@ -361,5 +376,5 @@ class OutputWatch:
         finally:
             now = perf_counter_ns()
             self._own += now - begun
-            self._wait(counter, now, counter.looked_at)
+            self._wait(counter, module, now, counter.looked_at)
             self._arm()

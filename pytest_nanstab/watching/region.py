@@ -14,7 +14,7 @@ from dataclasses import replace
 from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class Region:
         self.tracing = plan.current()
         self.local_attempts = 0
         self.closure: Any = None  # what an optimizer calls to compute its loss, while that is judged
-        self.constructed: WeakKeyDictionary[Optimizer, tuple[str, int]] = WeakKeyDictionary()
+        self.constructed: WeakSet[Optimizer] = WeakSet()
         self._patches = Patches()
         self._rooted = False
         self._thread = threading.get_ident()
@@ -142,6 +142,7 @@ class Region:
             self._patches.attribute(torch.amp.GradScaler, name, make)
         for context in (torch.no_grad, torch.inference_mode):
             self._patches.attribute(context, "__enter__", hotpath.entering(self))
+        self._patches.attribute(nn.Module, "train", hotpath.switching(self))
         self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
         if self._wants_post_hook():
             self._patches.handle(register_optimizer_step_post_hook(self._after_step))
@@ -227,11 +228,15 @@ class Region:
             self._elsewhere.append(finding)
 
     def _explained_here(self, finding: Finding, hint: Hint | None) -> Finding:
-        if self.tracing is not None or not self.options.explain or plan.is_deferred():
+        if self.tracing is not None or not self.options.explain:
             return finding
-        if hint is None or not self.active:
-            return local.advised(finding)
-        return local.explained(self, finding, hint)
+        at_hand = hint is not None and self.active
+        told = local.explained(self, finding, hint) if hint is not None and at_hand else local.advised(finding)
+        if not (self.options.defers and plan.is_deferred()):
+            return told
+        if told.op is not None:
+            plan.keep(finding, told)
+        return finding
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}

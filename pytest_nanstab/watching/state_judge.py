@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pytest_nanstab.attribution import optimizers
+from pytest_nanstab.attribution import constructions, optimizers
 from pytest_nanstab.attribution.source import shown, user_spot
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import state, torch_private, verdicts
@@ -125,7 +125,7 @@ class StateJudge:
         story = optimizers.suspect(optimizer, tensor) if 0 < self.judged == step else None
         if story is None or finding.cause is not None:
             return finding
-        spot = region.constructed.get(optimizer, self.spot)
+        spot = constructions.line_of(optimizer) or self.spot
         return replace(finding, cause=story.cause, remedy=story.remedy, op=type(optimizer).__name__, source=shown(spot))
 
     def carried(self, step: int, tensor: Tensor, name: str, spot: tuple[str, int] | None) -> Finding:
