@@ -79,7 +79,7 @@ def gaussian_likelihood():
 
 
 def autoencoder_with_cross_entropy_by_hand():
-    lv, mu, x = torch.full((2, 3), 400.0), torch.zeros(2, 3), torch.full((2, 3), 0.3)
+    lv, mu, x = torch.full((2, 3), 400.0), torch.zeros(2, 3), torch.full((2, 4), 0.3)
     z = mu + torch.ones(2, 3) * torch.exp(0.5 * lv)
     p = torch.sigmoid(z @ torch.tensor([[1.0] * 4, [-1.0] * 4, [0.5] * 4]))
     return -(x * torch.log(p) + (1 - x) * torch.log(1 - p)).mean()
@@ -98,6 +98,11 @@ def gate_before_a_linear_head():
 
 def masked_sum_of_exps():
     return torch.log((torch.exp(HUGE) * (HUGE > 0).float()).sum(1) + 1e-8).mean()
+
+
+def masked_sum_that_is_nan_before_its_log():
+    m = torch.tensor([1.0, 0.0, 1.0])
+    return torch.log((torch.exp(HUGE) * m).sum(1) + 1e-8).mean()
 
 
 def softmax_by_hand():
@@ -134,6 +139,7 @@ SOFTPLUS, LOGSUMEXP, UNBOUNDED = "F.softplus", "logsumexp", "log-variance"
         # what the rules are for
         (softmax_by_hand, "softmax written as; torch.softmax", "log_softmax"),
         (masked_sum_of_exps, LOGSUMEXP, SOFTPLUS),
+        (masked_sum_that_is_nan_before_its_log, LOGSUMEXP, SOFTPLUS),
         (lambda: torch.log(1 + torch.exp(HUGE)).mean(), SOFTPLUS, LOGSUMEXP),
         (lambda: torch.log1p(torch.exp(HUGE)).mean(), SOFTPLUS, LOGSUMEXP),
         (lambda: torch.log(torch.ones(2, 3) + HUGE.exp().clone()).mean(), SOFTPLUS, LOGSUMEXP),

@@ -77,13 +77,18 @@ def _steps(case: Case) -> list[Made]:
 
 def is_mask(operand: Operand) -> bool:
     """Whether an operand looks like a mask: bool, or nothing but 0 and 1 at its ends."""
-    return operand.dtype == "bool" or {operand.low, operand.high} <= {0.0, 1.0}
+    return operand.dtype == "bool" or (not operand.inf and {operand.low, operand.high} <= {0.0, 1.0})
+
+
+def _given(made: Made) -> tuple[Operand, ...] | tuple[Made, ...]:
+    """What an operation was given: looked at, or as records only where it handed on a NaN."""
+    return made.operands if made.bad is None or not made.bad.operands else made.bad.operands
 
 
 def _adds(made: Made) -> float | None:
     """The plain number that an operation adds; None when it does something else."""
     number = made.numbers[0] if made.numbers else None
-    plain = made.op == "add" and len(made.bad.operands if made.bad is not None else ()) == 1
+    plain = made.op == "add" and len(_given(made)) == 1
     return float(number) if plain and isinstance(number, (int, float)) else None
 
 
@@ -128,10 +133,11 @@ def is_log_of_sum(case: Case) -> bool:
 def _quotient(case: Case) -> tuple[Made, Made] | None:
     """Numerator and divisor of the quotient that the infinities come to."""
     quotient = next((made for made in case.origin.path[:4] if made.op == "div" and made.phase != "backward"), None)
-    if quotient is None or quotient.bad is None or len(quotient.bad.operands) != 2:
+    given = () if quotient is None else _given(quotient)
+    records = [operand.made if isinstance(operand, Operand) else operand for operand in given]
+    if len(records) != 2 or records[0] is None or records[1] is None:
         return None
-    over, under = (operand.made for operand in quotient.bad.operands)
-    return None if over is None or under is None else (over, under)
+    return records[0], records[1]
 
 
 def _is_of_exp(made: Made) -> bool:
