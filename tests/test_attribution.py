@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pytest_nanstab.attribution.case import Case
 from pytest_nanstab.attribution.causes import RULES, advice_for
 from pytest_nanstab.attribution.origin import Origin, chain_of, line_of, origin_of, title
 from pytest_nanstab.attribution.plan import traced
+from pytest_nanstab.attribution.source import variables_of
 from pytest_nanstab.attribution.tracer import Tracer
 from pytest_nanstab.attribution.tracing import Tracing
 
@@ -438,3 +440,16 @@ def test_every_rule_has_words_and_a_source():
         assert rule.remedy
         assert rule.source
         assert rule.direction in ("forward", "backward", "any")
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_reading_a_frame_leaves_what_it_has_itself(asked):
+    """A function keeps the dictionary that it has from `locals()`."""
+
+    def function():
+        value = object()
+        own = locals() if asked else {"value": value}
+        assert variables_of(sys._getframe())["value"] is value
+        return own["value"] is value
+
+    assert function()

@@ -128,7 +128,7 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
 def _of_another_draw(finding: Finding) -> Finding:
     """Without the numbers that belong to the repetition only: it has drawn other random numbers than the run."""
     evidence = {key: value for key, value in finding.evidence.items() if key not in ("rows", "first_index")}
-    note = "counts and ranges are those of a repetition, which drew other random numbers (dropout)"
+    note = "counts and ranges are those of a repetition, which drew other random numbers than the run"
     return replace(finding, evidence={**evidence, "note": note})
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
 _STDLIB = tuple({str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "platstdlib")})
+_REFERENCES = 3  # to the dictionary of a frame: the frame, the name here, the argument of getrefcount
 RUNNER = f"{os.sep}_pytest{os.sep}"  # beyond it is whoever started pytest, the console script for one
 _LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
@@ -41,11 +42,11 @@ def variables_of(frame: FrameType) -> dict[str, Any]:
     """A copy of a frame's variables that leaves none behind.
 
     Before Python 3.13 a function's frame keeps the dictionary that `f_locals` makes, and with it whatever the function
-    deletes afterwards.
+    deletes afterwards. One that the function itself has from `locals()` is left alone.
     """
     made = frame.f_locals
     variables = dict(made)
-    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and type(made) is dict:
+    if frame.f_code.co_flags & inspect.CO_OPTIMIZED and type(made) is dict and sys.getrefcount(made) <= _REFERENCES:
         made.clear()
     return variables
 
