@@ -85,8 +85,8 @@ def place_of_call(depth: int = 1) -> tuple[Place, FrameType | None]:
             function = None if code.co_name in _NAMELESS else code.co_name
             spot = (code.co_filename, frame.f_lineno)
             return Place(spot, function, functional, library, crossed, in_module), frame
-        if kind == "functional":
-            functional = code.co_name
+        if kind == "functional" and (functional is None or not code.co_name.startswith("_")):
+            functional = code.co_name  # the outermost that has a name of its own, not the decorator around it
         elif kind == "torch" and code.co_name in _ENGINE:
             functional, library, crossed, in_module = None, None, True, False
         elif kind == "torch" and code.co_name == "_call_impl":
@@ -103,7 +103,7 @@ def called_at(frame: FrameType | None) -> str | None:
     """The name of the torch function whose call a frame is in, read from its source.
 
     What aten does for `torch.logdet` or `torch.einsum` says little: the user's own word does. Before Python 3.11 a
-    frame knows only its line, which must then hold a single such call.
+    frame knows only its line, which must then hold a single such call and no operator.
     """
     if frame is None:
         return None
@@ -122,9 +122,12 @@ def called_at(frame: FrameType | None) -> str | None:
 
 
 def _calls_in(text: str) -> list[ast.Call]:
-    """The calls in a piece of code; none where it is no code by itself."""
+    """The calls in a piece of code; none where it is no code by itself, or computes with operators as well."""
     tree = _parsed(text)
-    return [] if tree is None else [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    nodes = [] if tree is None else list(ast.walk(tree))
+    if any(isinstance(node, (ast.BinOp, ast.UnaryOp, ast.AugAssign, ast.Compare, ast.Subscript)) for node in nodes):
+        return []
+    return [node for node in nodes if isinstance(node, ast.Call)]
 
 
 def _parsed(text: str) -> ast.Module | None:
