@@ -160,7 +160,7 @@ ARITHMETIC: tuple[Rule, ...] = (
         "acos asin acosh atanh",
         "backward",
         always,
-        "the slope of {case.op} is infinite at the edge of its domain (1 or -1), and clamping to [-1, 1] does not help",
+        "the slope of {case.op} is infinite at the edge of its domain (1 or -1)",
         "clamp to [-1 + eps, 1 - eps], or use atan2",
         pytorch(8069),
     ),

@@ -20,7 +20,7 @@ def yaw_matrix(angle):
 class GeodesicLoss(nn.Module):
     def forward(self, pred, target):
         trace = (pred * target).sum(dim=(-2, -1))
-        angle = torch.acos(((trace - 1) / 2).clamp(-1.0, 1.0))  # culprit
+        angle = torch.acos((trace - 1) / 2)  # culprit
         return angle.mean()
 
 

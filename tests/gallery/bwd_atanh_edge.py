@@ -1,4 +1,4 @@
-"""A squashed policy inverts tanh after clamping to 1 - 1e-8, which is 1.0 in float32."""
+"""A squashed policy inverts tanh after scaling by 1 - 1e-8, which is 1.0 in float32."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SquashedLogProb(nn.Module):
     eps = 1e-8
 
     def forward(self, action, mean, log_std):
-        u = torch.atanh(action.clamp(-1 + self.eps, 1 - self.eps)).clamp(-8.0, 8.0)  # culprit
+        u = torch.atanh(action * (1 - self.eps)).clamp(-8.0, 8.0)  # culprit
         log_det = torch.log1p(-action.square() + 1e-4).sum(-1)
         return Normal(mean, log_std.exp(), validate_args=False).log_prob(u).sum(-1) - log_det
 
