@@ -30,7 +30,6 @@ OUT_OF_SIGHT = {
     "run_lars_trust_ratio",
     "run_memory_bank",
     "run_rmsprop_centered",
-    "run_sentinel_missing",
     "run_sgd_decay_to_zero_steps",
     "run_uninitialised_gain",
 }
