@@ -439,9 +439,10 @@ def test_unscaled_weight_moves_the_signal():
     assert_init_scale(wide(), batch=batch)
     assert_init_scale(wide(1.0))
     (finding,) = failure(wide(1.0), batch=batch).findings
-    assert re.fullmatch(r"init scale: 0 changes the signal (39|40|41)(\.\d)?-fold", finding.message)
+    assert re.fullmatch(r"init scale: 0.weight enlarges the signal x(39|40|41)(\.\d)?", finding.message)
     assert finding.module == "0"
-    assert finding.remedy == "init.xavier_uniform_(model[0].weight)"
+    assert finding.evidence["next"].startswith("relu follows it (1, ")
+    assert finding.remedy == "init.kaiming_normal_(model[0].weight, nonlinearity='relu')"
     normed = nn.Sequential(wide(1.0)[0], nn.LayerNorm(1600), nn.Linear(1600, 4))
     assert_init_scale(normed, batch=batch)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_nanstab import Finding, Run, TrainingSetup, stability_suite
+from pytest_nanstab import Finding, TrainingSetup, stability_suite
+from pytest_nanstab.checks.gradients import growth
 from pytest_nanstab.strategies import TensorSpec
 from pytest_nanstab.suite import judging
 from pytest_nanstab.suite.batching import converted, cycle, epoch, nonfinite_tensor
@@ -470,19 +471,30 @@ def test_the_decorator_wants_one_plain_function():
 # --- judging
 
 
-def test_growth_needs_a_thousandfold_rise_and_a_loss_that_does_not_fall():
-    """A real explosion is told; short runs, single peaks, falling losses and NaN are not called growth."""
-    rising = [2.0**step for step in range(16)]
-    explosion = Run(steps=16, grad_norm=rising, loss=rising)
-    assert judging.growth(explosion, {}).kind == "exploding-gradient"
-    healthy = [
-        Run(steps=11, grad_norm=[8.0**step for step in range(11)], loss=rising),
-        Run(steps=16, grad_norm=rising, loss=rising[::-1]),
-        Run(steps=16, grad_norm=[1.0] * 13 + [1e9] * 3, loss=[1.0] * 16),
-        Run(steps=16, grad_norm=[0.0] * 6 + rising[:10], loss=[1.0] * 16),
-        Run(steps=16, grad_norm=[None, math.nan] * 8, loss=[1.0] * 16),
-    ]
-    assert [judging.growth(run, {}) for run in healthy] == [None] * 5
+RISING = [2.0**step for step in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("norms", "losses", "explodes"),
+    [
+        (RISING, RISING, True),
+        ([1.3**step for step in range(16)], [1.4**step for step in range(16)], True),
+        (RISING, [-value for value in RISING], True),
+        (RISING, [1.0] * 16, True),
+        ([None, *RISING], [1.0, *RISING], True),
+        (RISING[:11], RISING[:11], False),  # too short
+        (RISING, RISING[::-1], False),  # the loss falls
+        ([1.1**step for step in range(16)], [1.0] * 16, False),  # warm-up, sharpening
+        ([1.0] * 13 + [1e9] * 3, [1.0] * 16, False),  # a spike
+        ([1e6] * 16, [1.0] * 16, False),  # large and steady
+        ([1.0] * 4 + [1e4] * 12, [1.0] * 4 + [9.0] * 12, False),  # a jump that stays
+        ([0.0] * 6 + RISING[:10], [1.0] * 16, False),
+        ([None, math.nan] * 8, [1.0] * 16, False),
+    ],
+)
+def test_growth_is_told_from_a_spike_and_from_a_large_steady_norm(norms, losses, explodes):
+    """A norm that keeps growing against its own past, beside a loss that does not fall, is an explosion."""
+    assert (growth(norms, losses) is not None) == explodes
 
 
 def test_a_limit_broken_at_every_step_is_told_once():

@@ -1,4 +1,4 @@
-"""Judging a model by itself: layers left out of what the others follow, and weights that break the signal."""
+"""Judging a model by itself: layers left out of what the others follow."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
 from pytest_nanstab.checks import _schemes
-from pytest_nanstab.checks._construction import construction_line
 from pytest_nanstab.checks._schemes import Scheme
-from pytest_nanstab.checks._signal import Executed
 from pytest_nanstab.checks._spread import Measured
 from pytest_nanstab.checks._weights import View
-from pytest_nanstab.findings import Finding
 
 HEALTHY = frozenset({"ok", "default (ok)", "not judged", "note"})
 MAJORITY, AT_LEAST = 0.6, 3  # of a type, before the rest counts as forgotten
-FACTOR = 30.0  # one layer's change of the signal that no healthy initialisation causes
-DEPTH = (1e-6, 1e6)  # where the signal may go, relative to its first size
 
 
 class Weight(Protocol):
@@ -72,7 +67,11 @@ def _group(members: Members, depths: tuple[int, ...]) -> Group | None:
     ]
     if not majorities:
         std, explained = _constant(members, depths)
-        if _is_majority(explained, default, members):
+        if (
+            _is_majority(explained, default, members)
+            and _is_round(std)
+            and not _is_backbone(members, explained, default)
+        ):
             majorities.append((f"normal({_rounded(std)!r})", explained))
     absolved = set().union(*(explained for _, explained in majorities))
     forgotten = tuple(name for name in members if name in default - absolved)
@@ -81,6 +80,14 @@ def _group(members: Members, depths: tuple[int, ...]) -> Group | None:
     name, explained = max(majorities, key=lambda pair: len(pair[1]))
     first = next(members[parameter][0] for parameter in members if parameter in explained - default)
     return Group(_schemes.shaped(name, first.seen), tuple(members), forgotten)
+
+
+def _is_backbone(members: Members, explained: set[str], default: set[str]) -> bool:
+    """Whether two or more layers kept the default and all of the others, of one constant std, come after them: heads
+    are often given 0.01 or 0.001 (Lin et al. 2017, "Focal Loss", section 4.1)."""
+    order = list(members)
+    kept = [order.index(name) for name in default - explained]
+    return len(kept) > 1 and max(kept) < min((order.index(name) for name in explained - default), default=0)
 
 
 def _following(members: Members, name: str) -> set[str]:
@@ -127,6 +134,11 @@ def _common_std(members: Members) -> float | None:
     return close[len(close) // 2]
 
 
+def _is_round(std: float) -> bool:
+    """Whether somebody may have written this std, or the bound of this uniform distribution: 0.02, 0.1, 0.05."""
+    return any(abs(float(f"{value:.1g}") / value - 1) < 0.015 for value in (std, std * math.sqrt(3)))
+
+
 def _rounded(std: float) -> float:
     """The round number somebody wrote: 0.02 for a measured 0.0198."""
     options = [float(f"{std:.{digits}g}") for digits in (1, 2, 3)]
@@ -137,100 +149,3 @@ def depths_of(model: nn.Module) -> tuple[int, ...]:
     """The number of blocks: the length of the longest list of modules."""
     lists = [len(module) for module in model.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     return (max(lists),) if lists and max(lists) > 1 else ()
-
-
-# --- the signal of the first pass
-
-
-def signal_findings(model: nn.Module, weights: Sequence[Weight], calls: Sequence[Executed]) -> list[Finding]:
-    """What the first pass shows: values that are not finite, a layer that changes the signal, a signal that is lost."""
-    born = next((call for call in calls if call.nonfinite), None)
-    if born is not None:
-        return [_finding(model, born, f"init scale: {born.layer} makes NaN or Inf in the first pass", {})]
-    moved = _moved(weights, calls)
-    if moved is not None:
-        return [_moved_finding(model, *moved)]
-    lost = _lost(calls)
-    return [] if lost is None else [_lost_finding(model, calls, *lost)]
-
-
-def _moved(weights: Sequence[Weight], calls: Sequence[Executed]) -> tuple[Executed, Weight, float] | None:
-    unexplained = {weight.view.layer: weight for weight in weights if not weight.names}
-    last = max((index for index, call in enumerate(calls) if not call.norm), default=0)
-    for index, call in enumerate(calls):
-        weight = unexplained.get(call.layer)
-        if weight is None or not call.rms_in or not call.rms_out:
-            continue
-        ratio = call.rms_out / call.rms_in
-        taken_back = index + 1 < len(calls) and calls[index + 1].norm
-        small_head = ratio < 1 and index == last  # a policy's or a regressor's last layer often starts near zero
-        if not (1 / FACTOR <= ratio <= FACTOR) and not taken_back and not small_head:
-            return call, weight, ratio
-    return None
-
-
-def _lost(calls: Sequence[Executed]) -> tuple[Executed, float] | None:
-    """The first call from which on the signal stays far from its first size.
-
-    A branch that starts near zero beside a residual stream, or a normalisation, brings it back. Exact zeros are not
-    judged.
-    """
-    first = next((size for call in calls for size in (call.rms_in, call.rms_out) if size), None)
-    lost: Executed | None = None
-    for call in calls if first else ():
-        if call.rms_in and _within(call.rms_in, first):
-            lost = None
-        if call.rms_out and not _within(call.rms_out, first):
-            lost = lost or call
-        elif call.rms_out:
-            lost = None
-    return None if lost is None or not lost.rms_out or not first else (lost, lost.rms_out / first)
-
-
-def _within(size: float, first: float | None) -> bool:
-    return first is not None and DEPTH[0] <= size / first <= DEPTH[1]
-
-
-def _moved_finding(model: nn.Module, call: Executed, weight: Weight, ratio: float) -> Finding:
-    view, std = weight.view, weight.seen.std
-    scheme = _schemes.parse("xavier_uniform")
-    usual = scheme.expected(view)[0].std
-    evidence = {"parameter": view.parameter, "signal in": call.rms_in, "signal out": call.rms_out}
-    cause = f"{view.name} has std {std:.4g}, no known initialisation gives that; xavier would give {usual:.4g}"
-    message = f"init scale: {call.layer} changes the signal {ratio:.3g}-fold"
-    return _finding(model, call, message, evidence, cause=cause, remedy=scheme.remedy(view))
-
-
-def _lost_finding(model: nn.Module, calls: Sequence[Executed], call: Executed, ratio: float) -> Finding:
-    word = "vanishes" if ratio < 1 else "explodes"
-    sizes = [{"layer": item.layer, "rms_in": item.rms_in, "rms_out": item.rms_out} for item in calls]
-    at = next(index for index, item in enumerate(calls) if item is call)
-    return _finding(
-        model,
-        call,
-        f"init scale: the signal {word} to {ratio:.1e} at {call.layer}",
-        {"value": ratio, "table": sizes[max(0, at - 19) : at + 1]},
-        cause=f"every layer on the way {'shrinks' if ratio < 1 else 'enlarges'} the signal, and nothing takes it back",
-        remedy="initialise for the nonlinearity (kaiming for relu, xavier for tanh) or normalise between the layers",
-    )
-
-
-def _finding(
-    model: nn.Module,
-    call: Executed,
-    message: str,
-    evidence: dict[str, Any],
-    *,
-    cause: str | None = None,
-    remedy: str | None = None,
-) -> Finding:
-    return Finding(
-        kind="init-scale",
-        message=message,
-        phase="init",
-        module=call.layer or None,
-        source=construction_line(model, call.layer),
-        evidence=evidence,
-        cause=cause,
-        remedy=remedy,
-    )

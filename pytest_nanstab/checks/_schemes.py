@@ -274,10 +274,10 @@ def recognised(view: View, seen: Measured, *, tests: int, depths: Iterable[int] 
     """The names of all schemes a weight could come from; a small one can come from several, a wrong one from none."""
     if seen.is_zero:
         return ["zeros"]
-    names = [DEFAULT] if _parsed(DEFAULT).explains(view, seen, tests=tests) else []
     gain = orthogonal_gain(view.values) or orthogonal_gain(view.whole)
     if gain is not None and min(view.values.flatten(1).shape) > 1 and gain <= 2:
-        names.append(ORTHOGONAL)
+        return [ORTHOGONAL]  # no random matrix is
+    names = [DEFAULT] if _parsed(DEFAULT).explains(view, seen, tests=tests) else []
     names += [name for name in FAMILIES if shaped(name, seen).explains(view, seen, tests=tests)]
     if any(scheme.explains(view, seen, tests=tests) for scheme in constants(_GPT_STD, depths)):
         names.append(f"normal({_GPT_STD})")

@@ -1,12 +1,10 @@
-"""One forward pass with a rule at every leaf module: how large the signal is on the way in and on the way out."""
+"""One pass over a batch as a model is called: by its loss, or by what its forward takes."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,115 +13,56 @@ from torch import Tensor, nn
 from pytest_nanstab.checks import _numbers
 from pytest_nanstab.checks._leaves import numeric_leaves
 from pytest_nanstab.checks._state import evaluating
+from pytest_nanstab.propagation.passes import Pass
+from pytest_nanstab.propagation.probe import observed
+from pytest_nanstab.watching import measure
 
-_WHOLE = (nn.MultiheadAttention,)  # modules whose children are used without being called
+Loss = Callable[[nn.Module, Any], Any]
+_DROPOUTS = nn.modules.dropout._DropoutNd
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
-@dataclass
-class Executed:
-    """One call of a leaf module.
+def first_pass(model: nn.Module, batch: Any, loss: Loss | None) -> Pass:
+    """Every operation of one forward pass over `batch`, and the gradients of its loss; the model is left as it was.
 
-    Attributes:
-        layer: dotted path of the module.
-        rms_in: root mean square of its first floating input; None without one.
-        rms_out: the same of its first floating output; -inf values are left out.
-        nonfinite: the output holds NaN or +inf although the input does not.
-        norm: whether the module normalises.
+    Batch normalisation uses the batch's own statistics, as in training, where the batch is large enough. Without a
+    loss the gradients are those of a fixed random projection of the output.
     """
 
-    layer: str
-    rms_in: float | None = None
-    rms_out: float | None = None
-    nonfinite: bool = False
-    norm: bool = False
-    clean: bool = field(default=True, repr=False)
+    def forward() -> Any:
+        return projected(_forward(model, batch)) if loss is None else loss(model, batch)
 
-
-def executed(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Any] | None) -> list[Executed]:
-    """Every call of a leaf module in one forward pass over `batch`, in order; the model is left as it was.
-
-    Batch normalisation uses the batch's own statistics, as in the first training step, where the batch is large enough.
-    """
     with evaluating(model):
         try:
-            with _batch_statistics(model):
-                return _recorded(model, batch, loss)
+            with _training(model):
+                return observed(model, forward)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            return _recorded(model, batch, loss)
+            with _training(model, batch_statistics=False):
+                return observed(model, forward)
+
+
+def projected(output: Any) -> Tensor | None:
+    """A scalar that every floating value of an output takes part in, each with a weight of size 1 / sqrt(n)."""
+    total: Tensor | None = None
+    generator = torch.Generator().manual_seed(0)
+    for _, tensor in measure.tensors_in(output):
+        if tensor.is_floating_point() and tensor.requires_grad and tensor.numel():
+            signs = torch.randn(tensor.shape, generator=generator).to(tensor)
+            part = (torch.where(torch.isneginf(tensor), 0.0, tensor) * signs).sum() / tensor.numel() ** 0.5
+            total = part if total is None else total + part.to(total)
+    return total
 
 
 @contextmanager
-def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    norms = [module for module in model.modules() if isinstance(module, kinds)]
-    try:
-        for norm in norms:
-            norm.training = True
-        yield
-    finally:
-        for norm in norms:
-            norm.training = False
-
-
-def _recorded(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Any] | None) -> list[Executed]:
-    calls: list[Executed] = []
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            if isinstance(module, _WHOLE) or not any(True for _ in module.children()):
-                before, after = _hooks(path, module, calls)
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                handles.append(module.register_forward_hook(after))
-        _forward(model, batch) if loss is None else loss(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-def _hooks(path: str, module: nn.Module, calls: list[Executed]) -> tuple[Callable[..., None], Callable[..., None]]:
-    open_calls: list[Executed] = []
-
-    def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        # Measured now: an in-place module overwrites its input.
-        size, finite = _size((args, kwargs))
-        norm = "norm" in type(module).__name__.lower()
-        open_calls.append(Executed(path, rms_in=size, norm=norm, clean=finite))
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        call = open_calls.pop()
-        call.rms_out, finite = _size(output)
-        call.nonfinite = call.clean and not finite
-        calls.append(call)
-
-    return before, after
-
-
-def _size(value: Any) -> tuple[float | None, bool]:
-    """Root mean square of the first floating tensor, and whether no NaN or +inf is in it."""
-    for leaf in numeric_leaves(value):
-        if not isinstance(leaf.values, Tensor) or not _numbers.is_float(leaf) or not leaf.values.numel():
-            continue
-        return rms(leaf.values)
-    return None, True
-
-
-def rms(values: Tensor) -> tuple[float | None, bool]:
-    """Root mean square of the values that are not -inf, and whether the rest is finite."""
-    plain = _numbers.real(values)
-    seen = _numbers.extent(plain)
-    if seen is not None and seen.low == -math.inf and not seen.has_nan:
-        plain = plain[plain != -math.inf]
-        seen = _numbers.extent(plain)
-    if seen is None:
-        return None, True
-    if not math.isfinite(seen.largest):
-        return None, False
-    if seen.largest == 0:
-        return 0.0, True
-    return seen.largest * math.sqrt(float((plain.double() / seen.largest).square().mean())), True
+def _training(model: nn.Module, *, batch_statistics: bool = True) -> Iterator[None]:
+    """Training mode without dropout: what the first step sees, and the same twice. `evaluating` puts modes back."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _DROPOUTS) or (not batch_statistics and isinstance(module, _BATCH_NORMS)):
+            module.training = False
+    yield
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:

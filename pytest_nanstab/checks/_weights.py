@@ -42,6 +42,7 @@ class View:
         whole: the parameter's matrix, for initialisers that cannot be judged part by part.
         groups: groups of output units that see different inputs.
         trainable: whether gradients reach it.
+        tied: whether it is the weight of several layers of different types: an embedding that is the output layer too.
     """
 
     layer: str
@@ -54,6 +55,7 @@ class View:
     whole: Tensor
     groups: int = 1
     trainable: bool = True
+    tied: bool = False
 
     @property
     def name(self) -> str:
@@ -83,7 +85,8 @@ def views_of(model: nn.Module) -> list[View]:
 
 def _tied(known: View, other: View) -> View:
     fans = dict.fromkeys((*known.fans, *other.fans))
-    return replace(known, fans=tuple(fans), defaults=(*known.defaults, *other.defaults))
+    tied = known.tied or known.kind != other.kind
+    return replace(known, fans=tuple(fans), defaults=(*known.defaults, *other.defaults), tied=tied)
 
 
 def _original(module: nn.Module, parameter: str, effective: Tensor) -> object:
@@ -252,6 +255,22 @@ def _transformers_conv(path: str, module: Any) -> Iterator[View]:
     weight = module.weight.detach()
     fans = [(weight.shape[0], weight.shape[1]), (weight.shape[1], weight.shape[0])]
     yield from _Slot(path, module).whole("Conv1D", fans, Expected(0.02, NORMAL), values=weight.T)
+
+
+def view_used(model: nn.Module, parameter: str, fan_out: int) -> View | None:
+    """A parameter of the user's own that a pass has multiplied with, whatever it is called: `fan_out` is the last size
+    of the result. None for what is no matrix."""
+    path, _, name = parameter.rpartition(".")
+    module = model.get_submodule(path)
+    weight = _weight(module, name)
+    if weight is None or weight.dim() < 2 or min(weight.shape[-2:]) < 2:
+        return None
+    rows, columns = weight.shape[-2:]
+    # x @ w has its outputs last, F.linear(x, w) first.
+    values = weight.detach().transpose(-1, -2) if columns == fan_out else weight.detach()
+    fans = [(columns, rows), (rows, columns)]
+    slot = _Slot(path, module, name)
+    return next(slot.whole(type(module).__name__, fans, None, values=values.reshape(-1, values.shape[-1])), None)
 
 
 def _own(path: str, module: nn.Module) -> Iterator[View]:

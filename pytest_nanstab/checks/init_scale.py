@@ -10,19 +10,21 @@ from typing import Any
 
 from torch import nn
 
-from pytest_nanstab.checks import _consistency, _schemes, _signal
+from pytest_nanstab.checks import _consistency, _propagation, _schemes, _signal
 from pytest_nanstab.checks._construction import construction_line
 from pytest_nanstab.checks._leaves import tensor_leaf
 from pytest_nanstab.checks._numbers import damage_of
 from pytest_nanstab.checks._schemes import Scheme
 from pytest_nanstab.checks._spread import Measured, equal_rows, measure
 from pytest_nanstab.checks._state import evaluating
-from pytest_nanstab.checks._weights import View, biases_of, views_of
+from pytest_nanstab.checks._weights import View, biases_of, view_used, views_of
 from pytest_nanstab.checks.finite import finding_of
 from pytest_nanstab.findings import Finding, error_from
 
 Patterns = str | Iterable[str]
 _SHOWN_FOR_COMPARISON = 5
+# Their matrices are judged part by part, or are no matrices of theirs.
+_WITH_VIEWS = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "MultiheadAttention", "Linear"})
 Loss = Callable[[nn.Module, Any], Any]
 
 
@@ -92,13 +94,16 @@ def init_scale_findings(
     nonfinite = _nonfinite(model, judged)
     if nonfinite:  # the spread of NaN is no spread
         return nonfinite
+    if batch is None or not judged.auto:
+        with evaluating(model):
+            return judged.findings()
+    _signal.check_finite(batch)
+    seen = _signal.first_pass(model, batch, loss)
+    judged.add_used(_propagation.used_parameters(seen))
+    judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
-    if batch is not None and judged.auto:
-        _signal.check_finite(batch)
-        calls = _signal.executed(model, batch, loss)
-        findings += _consistency.signal_findings(model, judged.weights, calls)
-    return findings
+    return findings + _propagation.signal_findings(model, judged.weights, seen)
 
 
 def init_scale_rows(
@@ -187,6 +192,7 @@ class _Judged:
                 (pattern, _schemes.parse(text, gain=gain, nonlinearity=nonlinearity)) for pattern, text in pairs.items()
             ]
         )
+        self.excused = _propagation.Excused()
         self.only, self.skip = _patterns("only", only), _patterns("skip", skip)
         with evaluating(model):
             self.weights = self._judge(self._selected(views_of(model)))
@@ -203,6 +209,13 @@ class _Judged:
         if not chosen:
             raise ValueError("only and skip leave no weight matrix to judge")
         return chosen
+
+    def add_used(self, used: Mapping[str, int]) -> None:
+        """Judge matrices of the user's own as well that a pass has multiplied with, whatever they are called."""
+        known = {view.parameter for view in views_of(self.model)}
+        fresh = [name for name in used if name not in known and self.covers(name) and ".parametrizations." not in name]
+        views = [view_used(self.model, name, used[name]) for name in fresh]
+        self.weights += self._judge([view for view in views if view is not None and view.kind not in _WITH_VIEWS])
 
     def covers(self, parameter: str) -> bool:
         """Whether a parameter is selected by `only` and `skip`."""
@@ -231,8 +244,12 @@ class _Judged:
         return rows
 
     def _forgotten(self) -> dict[str, _consistency.Group]:
+        return {parameter: group for group in self._groups() for parameter in group.forgotten}
+
+    def _groups(self) -> list[_consistency.Group]:
+        """The groups with forgotten layers, without what the executed graph excuses."""
         groups = _consistency.groups_of(self.weights, self.depths) if self.auto else []
-        return {parameter: group for group in groups for parameter in group.forgotten}
+        return [group for group in groups if not self.excused.covers(group)]
 
     def findings(self) -> list[Finding]:
         """Equal units first, then wrong spreads."""
@@ -266,7 +283,7 @@ class _Judged:
 
     def _auto_findings(self) -> list[Finding]:
         found = []
-        for group in _consistency.groups_of(self.weights, self.depths):
+        for group in self._groups():
             weights = {weight.view.parameter: weight for weight in reversed(self.weights)}
             first = weights[group.forgotten[0]]
             what = f"are not {group.scheme.text}"

@@ -233,10 +233,11 @@ def _gradient_bounds(request: ItemRequest, seed: int) -> Verdict:
             return Verdict(earlier, run=training.run, setup=training.setup)
         _leave_to_owner(request, stop, "finite_steps")
         return Verdict([stop], run=training.run, setup=training.setup)
-    context = _context(request, seed, training)
-    growing = judging.growth(training.run, context)
-    failing = [*limits, *judging.stuck(training.stuck, context), *([growing] if growing else [])]
-    return Verdict(failing, run=training.run, setup=training.setup)
+    from pytest_nanstab.checks.gradients import gradient_findings, notes
+
+    trained = training.judged(_context(request, seed, training))
+    failing = [*limits, *gradient_findings(trained)]
+    return Verdict(failing, run=training.run, setup=training.setup, notes=[*training.run.notes, *notes(trained)])
 
 
 def _headroom(request: ItemRequest, seed: int) -> Verdict:

@@ -41,7 +41,9 @@ def train(
     """
     __tracebackhide__ = True
     check_arguments(setup, steps, precision)
-    options = Options(limits=limits or {}, headroom=True, update_ratio=True, check_parameters=True, defers=True)
+    options = Options(
+        limits=limits or {}, headroom=True, update_ratio=True, check_parameters=True, details=True, defers=True
+    )
     with (
         seeded(seed),
         modes(setup.model, training=True),

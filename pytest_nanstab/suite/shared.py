@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import pytest
+from torch import Tensor
 
+from pytest_nanstab.checks.gradients import Trained
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.propagation.passes import Pass
 from pytest_nanstab.suite.driver import Stepper, describe, drive
 from pytest_nanstab.suite.evaluate import evaluate
 from pytest_nanstab.suite.expand import ItemRequest
+from pytest_nanstab.suite.observing import Start, observed_passes
 from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision
-from pytest_nanstab.suite.setup import Batch, TrainingSetup
+from pytest_nanstab.suite.setup import Batch, TrainingSetup, optimizers_of
 from pytest_nanstab.suite.state import Snapshot, modes, seeded
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
@@ -68,6 +72,9 @@ class Training:
         fresh: the state before the first step, where an item wants it.
         evaluation: what evaluation found, where an item wants it.
         stuck: names of the parameters that no step changed although each had a gradient and a learning rate.
+        restored: names of those that something put back after every step.
+        unmoved: whether no parameter of the model has changed although some had a gradient.
+        passes: what observed passes over the first batches showed at the end, where an item wants it.
         seconds: how long it took.
     """
 
@@ -80,12 +87,28 @@ class Training:
     fresh: Snapshot | None = None
     evaluation: Outcome[list[Finding]] | None = None
     stuck: tuple[str, ...] = ()
+    restored: tuple[str, ...] = ()
+    unmoved: bool = False
+    passes: Sequence[Pass] = ()
     seconds: float = 0.0
 
     @property
     def stop(self) -> Finding | None:
         """The finding after which the training means nothing any more."""
         return next((finding for finding in self.findings if finding.is_nonfinite), None)
+
+    def judged(self, context: Mapping[str, object]) -> Trained:
+        """What the heuristics about gradients look at."""
+        return Trained(
+            self.setup.model,
+            optimizers_of(self.setup),
+            self.run,
+            passes=self.passes,
+            stuck=self.stuck,
+            restored=self.restored,
+            unmoved=self.unmoved,
+            context=context,
+        )
 
 
 @dataclass
@@ -150,14 +173,20 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         update_ratio=True,
         check_parameters=True,
         track_parameters=True,
+        details=True,
         explain=False,
     )
     steps, began = request.spec.steps, time.monotonic()
     with modes(setup.model, training=True), arithmetic(setup, precision, device=request.device) as form:
         fresh = Snapshot(setup) if request.sibling("adversarial_batches") is not None else None
+        judged = request.sibling("gradient_bounds") is not None
         stepper = Stepper(setup, form)
+        start = Start(setup.model) if judged else None
         with Region(options, describe(steps, seed, form)) as region:
-            *samples, last = drive(stepper, region, steps=steps, keep=0 if fresh is None else SAMPLES)
+            *samples, last = drive(stepper, region, steps=steps, keep=SAMPLES if judged or fresh is not None else 0)
+        seconds = time.monotonic() - began
+        sound = judged and not any(finding.is_nonfinite for finding in region.findings)
+        passes = observed_passes(setup, form, samples) if sound else []
     return Training(
         setup,
         form,
@@ -166,6 +195,15 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         samples,
         last,
         fresh,
-        stuck=tuple(region.stuck_parameters()),
-        seconds=time.monotonic() - began,
+        stuck=_names(setup, region.stuck_parameters()),
+        restored=_names(setup, region.restored_parameters()),
+        unmoved=start is not None and start.unmoved(),
+        passes=passes,
+        seconds=seconds,
     )
+
+
+def _names(setup: TrainingSetup, parameters: Sequence[Tensor]) -> tuple[str, ...]:
+    """Dotted names in the model; those of other parameters say what they are."""
+    known = {id(parameter): name for name, parameter in setup.model.named_parameters()}
+    return tuple(known.get(id(parameter), "a parameter outside the model") for parameter in parameters)

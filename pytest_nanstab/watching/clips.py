@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pytest_nanstab.watching import measure, torch_private
-from pytest_nanstab.watching.norms import global_norm
+from pytest_nanstab.watching.norms import global_norm, gradient_state
 
 # clip_grad_norm_ scales by max_norm / (total_norm + 1e-6), at most 1 (torch.nn.utils.clip_grad).
 _CLIP_EPS = 1e-6
@@ -60,14 +60,6 @@ class Clip:
 def factor(total: float, bound: float) -> float:
     """What `clip_grad_norm_` multiplies the gradients by."""
     return 1.0 if math.isnan(total) else min(1.0, bound / (total + _CLIP_EPS))
-
-
-def gradient_state(parameters: Sequence[Tensor]) -> tuple[int, int]:
-    """Something that changes when a gradient of these parameters is replaced or written to."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients or gradients[0].is_inference():
-        return 0, 0
-    return id(gradients[0]), sum(gradient._version for gradient in gradients)
 
 
 def as_list(parameters: Any) -> tuple[Any, list[Tensor] | None]:

@@ -13,6 +13,7 @@ from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
 from pytest_nanstab.watching.norms import GradientNorm, global_norm
+from pytest_nanstab.watching.tally import ENOUGH, Tallies, unreached_clips
 
 if TYPE_CHECKING:
     from pytest_nanstab.attribution.history import Made
@@ -25,7 +26,9 @@ class GradientJudge:
     def __init__(self, region: Region) -> None:
         self._region = region
         self.clips = Clips()
+        self.tallies = Tallies()
         self.scaling = scaling.Scaling()
+        self.early: GradientNorm | None = None  # of all parameters that have a gradient, before any optimizer is known
         self._skip_spot: tuple[str, int] | None = None
         self._skip_made: Made | None = None
 
@@ -36,6 +39,8 @@ class GradientJudge:
             self.clips.unscaled({id(p) for p in norm.parameters})
         clips = self.clips.take(optimizer, norm.parameters) if self.clips.calls else []
         raw, received = self._norms(norm, clips, scale)
+        if self._region.backwards == norm.looked > norm.backwards:
+            raw = norm.left  # seen right after the backward: whatever has been done to it by hand is in `received`
         before, norm.backwards = norm.backwards, self._region.backwards
         self._record(raw, received)
         if received is None:
@@ -94,9 +99,11 @@ class GradientJudge:
         scaled = [clip for clip in clips if clip.scale is not None and clip.unscaled_later]
         others = [clip for clip in clips if clip not in idle and clip not in scaled]
         done = {id(p) for clip in others for p in clip.parameters}
+        self.tallies.taken(clips, norm.parameters, self._region.backwards)
         for clip in idle:
             if not any(id(p) in done for p in clip.parameters):
-                self._region.report(verdicts.ineffective_clip(step, clip, received))
+                late = bool(clip.gradients) and self.tallies.after_step(clip)
+                self._region.report(verdicts.ineffective_clip(step, clip, received, after_step=late))
         for clip in scaled:
             self._region.report(verdicts.scaled_clip(step, clip))
 
@@ -112,13 +119,38 @@ class GradientJudge:
     # -- told by the hot path ----------------------------------------------------------------------------------------
 
     @torch_private.past_modes
+    def coming(self) -> None:
+        """A backward is about to run, and not all gradients need be its."""
+        for norm in self._known_norms():
+            norm.mark()
+
+    @torch_private.past_modes
+    def arrived(self) -> None:
+        """A backward has run: what it left is what clips, by function or by hand, will change."""
+        region, scale = self._region, self.scaling.scale or 1.0
+        for norm in self._known_norms():
+            if norm.look(region.backwards, scale) and region.details is not None:
+                region.details.arrived(norm.parameters, scale)
+
+    def _known_norms(self) -> list[GradientNorm]:
+        """Those of the optimizers seen so far; before the first step, that of all parameters of the modules seen."""
+        held = [norm for norm in self._region.state.norms.values() if isinstance(norm, GradientNorm)]
+        if held:
+            self.early = None
+        elif self.early is None or any(p.grad is None for p in self.early.parameters):
+            parameters = (p for root in self._region.names.roots() for p in root.parameters())
+            self.early = GradientNorm([p for p in parameters if p.grad is not None])
+        return held or [norm for norm in (self.early,) if norm is not None]
+
+    @torch_private.past_modes
     def norm_clipped(self, parameters: list[Tensor], total: Any, bound: Any, order: Any) -> None:
         """`clip_grad_norm_` has returned `total`."""
         value = measure.plain(total) if isinstance(total, Tensor) else None
         number = None if value is None else float(value)
         # Of distributed gradients only this rank's part can be read without a collective.
         kept = None if number is None or type(total) is not Tensor else factor(number, float(bound))
-        self._add("clip_grad_norm_", parameters, float(bound), number if float(order) == 2 else None, kept)
+        raw = number if float(order) == 2 else None
+        self._add("clip_grad_norm_", parameters, float(bound), raw, kept, active=None if kept is None else kept < 1)
 
     @torch_private.past_modes
     def norm_before_clip(self, parameters: list[Tensor]) -> float | None:
@@ -128,13 +160,27 @@ class GradientJudge:
     @torch_private.past_modes
     def value_clipped(self, parameters: list[Tensor], raw: float | None, bound: Any) -> None:
         """`clip_grad_value_` has run; `raw` is the L2 norm before it."""
-        self._add("clip_grad_value_", parameters, float(bound), raw, None)
+        active = None
+        if self._region.options.dense and raw is not None:
+            left = self.norm_before_clip(parameters)
+            active = None if left is None else left < raw
+        self._add("clip_grad_value_", parameters, float(bound), raw, None, active=active)
 
     def _add(
-        self, function: str, parameters: list[Tensor], bound: float, raw: float | None, kept: float | None
+        self,
+        function: str,
+        parameters: list[Tensor],
+        bound: float,
+        raw: float | None,
+        kept: float | None,
+        *,
+        active: bool | None,
     ) -> None:
+        region = self._region
         scale = self.scaling.scale if self.scaling.gradients_scaled(parameters) else None
-        self.clips.add(Clip(function, parameters, bound, raw, kept, self._region.backwards, scale, user_spot(2)))
+        clip = Clip(function, parameters, bound, raw, kept, region.backwards, scale, user_spot(2))
+        self.clips.add(clip)
+        self.tallies.add(clip, active=active, after_step=region.run.steps > 0)
 
     @torch_private.past_modes
     def scaled(self, scaler: Any, given: Any, result: Any) -> None:
@@ -159,6 +205,14 @@ class GradientJudge:
         __tracebackhide__ = True
         if self.scaling.skipped_in_a_row >= scaling.STUCK_ATTEMPTS:
             self._report_stuck(self.scaling.last_scale, self._skip_spot)
+        self._region.run.notes += [*self.tallies.notes(), *self.scaling.notes(), *self._unreached()]
+        useless = self.tallies.useless(dense=self._region.options.dense) if self._region.run.steps else None
+        if useless is not None:
+            self._region.report(verdicts.foreign_clip(self._region.run.steps, useless))
+
+    def _unreached(self) -> list[str]:
+        """Clips that stand in the function that steps an optimizer and were not called once."""
+        return [] if self.tallies or self._region.run.steps < ENOUGH else unreached_clips(self._region.state.stepping)
 
     @torch_private.past_modes
     def scaler_updated(self, scaler: Any) -> None:

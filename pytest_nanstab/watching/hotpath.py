@@ -21,6 +21,8 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     """`torch.autograd.backward` with a look at the loss before it."""
     dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
     clips, scaling = region.gradients.clips, region.gradients.scaling
+    arrived = region.gradients.arrived if region.options.dense else None
+    norms = region.state.norms
     inside = False
     stated = region.options.limits.get("max_loss")
     # Beyond the largest number there is only what is not finite, which needs a look in any case.
@@ -63,14 +65,19 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
                 region.before_backward(tensors, value)
         if clips.calls:
             clips.before_backward(region.backwards)
+        if arrived is not None and (clips.calls or len(norms) != 1):
+            region.gradients.coming()
         inside = True
         try:
-            return run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
+            result = run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         finally:
             inside = False
             region.backwards += 1
             if region.alert:
                 region.after_backward()
+        if arrived is not None:
+            arrived()
+        return result
 
     return backward
 
@@ -105,7 +112,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
             region.inspect(optimizer)
         elif quick_enough and not clips.calls and scaler.scale is None and len(optimizer.param_groups) == norm.groups:
             # The common step of an explicit test: nothing but a healthy norm within the limits.
-            squared = norm.quick()
+            squared = norm.seen(region.backwards)
             if squared is not None and squared_low <= squared <= squared_high:
                 size = squared**0.5
                 add_norm(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,14 @@ _dispatch_modes, _function_modes = torch_private.dispatch_modes, torch_private.f
 _foreach_copy = torch_private.foreach_copy
 
 
+def gradient_state(parameters: Sequence[Tensor]) -> tuple[int, int]:
+    """Something that changes when a gradient of these parameters is replaced or written to."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients or gradients[0].is_inference():
+        return 0, 0
+    return id(gradients[0]), sum(gradient._version for gradient in gradients)
+
+
 class GradientNorm:
     """The global L2 norm of one optimizer's gradients, again and again.
 
@@ -28,12 +37,18 @@ class GradientNorm:
         groups: how many parameter groups they came in.
         elements: how many numbers they are.
         backwards: the backward calls done when the optimizer was last judged.
+        looked: the backward calls done when its gradients were last looked at right after one.
+        left: their norm then, in the units of the unscaled loss.
     """
 
     def __init__(self, parameters: list[Tensor], groups: int = 1) -> None:
         self.parameters = parameters
         self.groups = groups
-        self.backwards = 0
+        self.backwards = self.looked = 0
+        self.left: float | None = None
+        self._squared: float | None = None
+        self._state: tuple[int, int] | None = None
+        self._before: tuple[int, int] | None = None
         self._with: list[Tensor] = []  # the parameters that have a gradient, at the last look
         self._without: list[Tensor] = []
         self._buffer: Tensor | None = None
@@ -51,6 +66,49 @@ class GradientNorm:
         self._buffer = torch.zeros(sum(sizes), dtype=torch.float64 if double else torch.float32, device="cpu")
         pieces = torch.split(self._buffer, sizes)
         self._views = [piece.view(p.shape) for piece, p in zip(pieces, self._with, strict=True)]
+
+    def look(self, backwards: int, scale: float) -> bool:
+        """Note what a backward, the last of so many, has left: the raw gradient, whatever is done to it by hand later.
+
+        `scale` is the loss scale that is on it. False when the backward has left these gradients alone.
+        """
+        state, before, self._before = self._now(), self._before, None
+        if before is not None and state == before:
+            self.looked = backwards if self.looked > self.backwards else self.looked
+            return False  # it was another optimizer's backward
+        self._state, self._squared = state, self.quick()
+        squared = self._squared
+        norm = self.measure() if squared is None or not math.isfinite(squared) else math.sqrt(squared)
+        self.looked, self.left = backwards, None if norm is None else norm / scale
+        return True
+
+    def mark(self) -> None:
+        """A backward is coming that may leave these gradients alone."""
+        self._before = self._now()
+
+    def seen(self, backwards: int) -> float | None:
+        """The square of the norm as `quick` has it, without a second pass where nothing has touched the gradients."""
+        if self.looked == backwards and self._squared is not None and self._now() == self._state:
+            return self._squared
+        return self.quick()
+
+    def _now(self) -> tuple[int, int] | None:
+        """Something that changes when a gradient is replaced or written to; None where that cannot be told."""
+        gradients: list[Any] = [p.grad for p in self._with or self.parameters]
+        try:
+            return id(gradients[0]), sum([gradient._version for gradient in gradients])
+        except AttributeError:
+            return gradient_state(self.parameters)
+        except (IndexError, RuntimeError):  # an optimizer without parameters; inference tensors have no version
+            return None
+
+    def adopt(self, other: GradientNorm | None) -> None:
+        """Take over what was seen of the same gradients before it was known whose they are."""
+        if other is None:
+            return
+        mine, theirs = ({id(p) for p in norm.parameters if p.grad is not None} for norm in (self, other))
+        if mine == theirs:
+            self.looked, self.left = other.looked, other.left
 
     def measure(self) -> float | None:
         """The norm now; NaN or Inf only when an element is. Parameters without a gradient count as zero.
@@ -128,3 +186,20 @@ def global_norm(gradients: Sequence[Tensor]) -> float | None:
     with torch_private.unseen():
         squared = _squared(gradients)
         return math.sqrt(squared) if math.isfinite(squared) else measure.exact_norm(gradients)
+
+
+def norms_of(gradients: Sequence[Tensor]) -> list[float]:
+    """The L2 norm of each gradient; squares that overflow are measured again without. 0 where nothing can be read."""
+    found = [0.0] * len(gradients)
+    with torch_private.unseen():
+        plain: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
+        for index, gradient in enumerate(gradients):
+            values = measure.plain(gradient)
+            if values is not None:
+                plain.setdefault((values.device, values.dtype), []).append((index, values))
+        for (_, dtype), members in plain.items():
+            wide = torch.float64 if dtype is torch.float64 else torch.float32
+            norms = torch.stack(list(torch_private.foreach_norm([values for _, values in members], 2, wide))).tolist()
+            for (index, values), norm in zip(members, norms, strict=True):
+                found[index] = norm if math.isfinite(norm) else measure.exact_norm([values]) or 0.0
+    return found

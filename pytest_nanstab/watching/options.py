@@ -26,6 +26,7 @@ class Options:
         headroom: measure activation, gradient and parameter headroom at every step.
         update_ratio: measure ||dw|| / ||w|| at every step.
         check_parameters: judge parameters, buffers and optimizer state after every step, not only at the end.
+        details: record every parameter's norms, rates and loss scales of every step.
         track_parameters: find parameters that no step changes (suites).
         explain: repeat a failing computation on the spot to name its operation.
         defers: leave that to a rerun, where there will be one.
@@ -41,6 +42,7 @@ class Options:
     update_ratio: bool = False
     check_parameters: bool = False
     track_parameters: bool = False
+    details: bool = False
     explain: bool = True
     defers: bool = False
 

@@ -26,6 +26,7 @@ from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
+from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
 from pytest_nanstab.watching.loss_judge import LossJudge
@@ -80,6 +81,7 @@ class Region:
         self.headroom = Headroom(self.names) if options.headroom or "min_headroom_bits" in options.limits else None
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
+        self.details = Details(self.run, self.names) if options.details else None
         self._copies: list[tuple[Tensor, Tensor]] = []
         self.tracing = plan.current()
         self.local_attempts = 0
@@ -302,7 +304,10 @@ class Region:
         norm = self.state.hold(optimizer)
         if self.pending is not None:
             self.losses.stepping(norm.parameters)
-        scale = 1.0 if self.gradients.scaling.scale is None else scaling.fused_scale(optimizer)
+        loss_scale = self.gradients.scaling.scale
+        scale = 1.0 if loss_scale is None else scaling.fused_scale(optimizer)
+        if self.details is not None:
+            self.details.stepping(optimizer, norm.parameters, scale, loss_scale)
         self.gradients.judge(optimizer, norm, scale)
         if self.headroom is not None:
             self.headroom.step(norm.parameters)
@@ -355,16 +360,20 @@ class Region:
             return  # the optimizer has left this step out
         ratio, guilty = updates.largest()
         run.update_ratio += [*[None] * (run.steps - 1 - len(run.update_ratio)), ratio]
+        if self.details is not None:
+            self.details.stepped(optimizer, updates.ratios)
         bound = self.options.limits.get("max_update_ratio")
         if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
             what = f"update ratio of {self.names.label(optimizer, guilty)}"
             self.report(verdicts.limit("max_update_ratio", bound, ratio, step=run.steps, what=what, phase="optimizer"))
 
-    def stuck_parameters(self) -> list[str]:
-        """Dotted names of parameters that no step changed although each had a gradient and a learning rate."""
-        if self._stuck is None:
-            return []
-        return [self.names.parameter(p) or "a parameter" for p in self._stuck.found()]
+    def stuck_parameters(self) -> list[Tensor]:
+        """The parameters that no step changed although each had a gradient and a learning rate."""
+        return [] if self._stuck is None else self._stuck.found()
+
+    def restored_parameters(self) -> list[Tensor]:
+        """The parameters that steps changed and something put back each time."""
+        return [] if self._stuck is None else self._stuck.put_back()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -403,6 +412,8 @@ class Region:
             values.extend([None] * (run.steps - len(values)))
         if self.headroom is not None:
             run.headroom = self.headroom.table()
+        if self.details is not None:
+            self.details.close()
 
     def _forget(self) -> None:
         """Drop every reference to the user's objects."""

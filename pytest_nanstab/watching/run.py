@@ -9,6 +9,21 @@ from pytest_nanstab.findings import Finding
 
 
 @dataclass
+class ParameterHistory:
+    """One parameter over the steps of a run: one entry per optimizer step, None where it took no part in it.
+
+    Attributes:
+        grad_norm: L2 norm of its unscaled gradient before clipping, also before clipping by hand.
+        clipped_grad_norm: the same as the optimizer received it.
+        update_ratio: ||dw|| / ||w||; 0 for a parameter that was zero.
+    """
+
+    grad_norm: list[float | None] = field(default_factory=list)
+    clipped_grad_norm: list[float | None] = field(default_factory=list)
+    update_ratio: list[float | None] = field(default_factory=list)
+
+
+@dataclass
 class Run:
     """The measurements of one watched region.
 
@@ -25,6 +40,11 @@ class Run:
             distance to the dtype's largest finite number in bits.
         findings: what was found, in order.
         skipped_steps: steps that a GradScaler or a guard of the user's skipped.
+        notes: what is worth knowing and fails nothing: clips that are always or never active, streaks of skipped steps.
+        parameters: the history of each parameter by its dotted name; of suites and `nanstab.train`, empty otherwise.
+        lr: the learning rate of the optimizer's first group at each step; like `parameters`.
+        loss_scale: the loss scale at each step, None without one; like `parameters`.
+        optimizer: which optimizer took the step, from 0 in order of their first steps; like `parameters`.
     """
 
     steps: int = 0
@@ -35,6 +55,11 @@ class Run:
     headroom: dict[str, dict[str, float]] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     skipped_steps: int = 0
+    notes: list[str] = field(default_factory=list)
+    parameters: dict[str, ParameterHistory] = field(default_factory=dict)
+    lr: list[float | None] = field(default_factory=list)
+    loss_scale: list[float | None] = field(default_factory=list)
+    optimizer: list[int | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
         loss = "" if not self.loss or self.loss[-1] is None else f", loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g}"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 # The design's definition of a stuck loss scale: this many attempts in a row without a successful step.
 STUCK_ATTEMPTS = 10
+# ... and so many in a row are told: torch's first scale of 65536 takes one or two to settle.
+STREAK = 3
 
 
 class Scaling:
@@ -20,7 +22,7 @@ class Scaling:
         self.scale: float | None = None
         self.unscaled: set[int] = set()  # ids of parameters whose gradients were unscaled
         self.last_scale: float | None = None  # the scale of the last attempted step
-        self.skipped_in_a_row = 0
+        self.skipped_in_a_row = self.longest_streak = 0
         self.fell_below_one = False
         self._scaled: weakref.ref[Tensor] | None = None  # the scaled loss
         self._value = 0.0  # its value before
@@ -57,6 +59,12 @@ class Scaling:
         """Count an attempted step."""
         self.last_scale = self.scale
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.longest_streak = max(self.longest_streak, self.skipped_in_a_row)
+
+    def notes(self) -> list[str]:
+        """A streak of skipped steps is worth a note: a scale that settles takes a few, a diverging model takes many."""
+        streak = self.longest_streak
+        return [f"GradScaler skipped {streak} steps in a row"] if streak >= STREAK else []
 
 
 def fused_scale(optimizer: Any) -> float:

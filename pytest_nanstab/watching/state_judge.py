@@ -6,13 +6,14 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import is_
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_nanstab.attribution import constructions, optimizers
-from pytest_nanstab.attribution.source import shown, user_spot
+from pytest_nanstab.attribution.source import shown, user_frame, user_spot
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.norms import GradientNorm
@@ -26,7 +27,7 @@ class _LetGo:
 
     groups = 0
 
-    def quick(self) -> float | None:
+    def seen(self, _backwards: int) -> float | None:
         """Nothing is known without holding it."""
         return None
 
@@ -38,6 +39,7 @@ class StateJudge:
         norms: by id of each known optimizer; the hot path looks a stepping optimizer up here.
         judged: the last step whose gradients were seen to be finite.
         spot: where the user's code steps the optimizer.
+        stepping: the user's function that does.
     """
 
     def __init__(self, region: Region) -> None:
@@ -48,6 +50,7 @@ class StateJudge:
         self.norms: dict[int, GradientNorm | _LetGo] = {}
         self.judged = 0
         self.spot: tuple[str, int] | None = None
+        self.stepping: CodeType | None = None
 
     def inner(self, optimizer: Optimizer) -> bool:
         """Whether an unknown optimizer's step is part of another's that is counted (Lookahead, SAM)."""
@@ -73,12 +76,15 @@ class StateJudge:
                 return norm
         else:
             self.spot = user_spot(3)
+            frame = user_frame(3)
+            self.stepping = None if frame is None else frame.f_code
             self._held.append(optimizer)
             if len(self._held) > state.MAX_HELD:
                 self._release(self._held.pop(0))
         self._region.names.learn(parameters)
         new = self.norms[id(optimizer)] = GradientNorm(parameters, len(optimizer.param_groups))
         new.backwards = norm.backwards if isinstance(norm, GradientNorm) else 0
+        new.adopt(self._region.gradients.early)
         return new
 
     def _release(self, optimizer: Optimizer) -> None:

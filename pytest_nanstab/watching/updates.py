@@ -21,11 +21,15 @@ class Updates:
     """Copies of an optimizer's parameters from before a step, compared with what the step left.
 
     The copies are reused from step to step: a fresh copy of a large parameter costs more than the comparison.
+
+    Attributes:
+        ratios: ||dw|| / ||w|| of each parameter that had a gradient at the last step.
     """
 
     def __init__(self) -> None:
         self._copies: dict[int, Tensor] = {}
         self._before: list[tuple[Tensor, Tensor]] = []
+        self.ratios: list[tuple[Tensor, float]] = []
 
     def remember(self, parameters: Sequence[Tensor]) -> None:
         """Copy the parameters that the coming step may change."""
@@ -40,11 +44,13 @@ class Updates:
     def largest(self) -> tuple[float, Tensor | None]:
         """The largest ||dw|| / ||w|| (w before the step) and its parameter; parameters that were zero do not count."""
         worst, guilty = 0.0, None
+        self.ratios = []
         with torch_private.unseen():
             for parameter, before in self._before:
                 size = _norm(before)
                 # The copy is not needed any more: the difference is written into it, without a temporary.
                 ratio = _norm(before.sub_(parameter.detach())) / size if size > 0 else 0.0
+                self.ratios.append((parameter, ratio))
                 if not ratio <= worst:
                     worst, guilty = ratio, parameter
                 if math.isnan(worst):
@@ -65,6 +71,10 @@ class Stuck:
 
     def __init__(self) -> None:
         self._marks: dict[int, tuple[Tensor, int]] = {}  # by id; the parameter is kept, so its id stays its own
+        self._still: dict[int, tuple[int, int]] = {}  # steps without change up to now, and all steps
+        self._put_back: dict[int, tuple[Tensor, int]] = {}
+        self._last: dict[int, Tensor] = {}
+        self._stepped: set[int] = set()
 
     def before(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, Tensor]]:
         """Copies of the parameters that this step should change."""
@@ -73,7 +83,20 @@ class Stuck:
             if float(group.get("lr", 1.0)) > 0:
                 moving += [(p, _largest(p.grad)) for p in group["params"] if p.grad is not None]
         top = max((size for _, size in moving), default=0.0)
-        return [(p, p.detach().clone()) for p, size in moving if size > NOISE * torch.finfo(p.dtype).eps * top]
+        copies = [(p, p.detach().clone()) for p, size in moving if size > NOISE * torch.finfo(p.dtype).eps * top]
+        for parameter, copy in copies:
+            self._compare(parameter, copy)
+        return copies
+
+    def _compare(self, parameter: Tensor, copy: Tensor) -> None:
+        """Count the steps that changed a parameter which is as it was before, all the same."""
+        key, last = id(parameter), self._last.get(id(parameter))
+        if last is not None and key in self._stepped:
+            with torch_private.unseen():
+                same = torch.equal(last, copy)
+            _, count = self._put_back.get(key, (parameter, 0))
+            self._put_back[key] = (parameter, count + 1 if same and count >= 0 else -1)
+        self._last[key] = copy
 
     def after(self, copies: list[tuple[Tensor, Tensor]]) -> None:
         """Compare the parameters with their copies from before the step."""
@@ -83,10 +106,27 @@ class Stuck:
             _, count = self._marks.get(id(parameter), (parameter, 0))
             # -1 marks a parameter that moved once: it is not stuck, whatever comes.
             self._marks[id(parameter)] = (parameter, count + 1 if same and count >= 0 else -1)
+            still, steps = self._still.get(id(parameter), (0, 0))
+            self._still[id(parameter)] = (still + 1 if same else 0, steps + 1)
+            if not same:
+                self._stepped.add(id(parameter))
 
     def found(self) -> list[Tensor]:
-        """The parameters that never moved over at least `STUCK_STEPS` steps that should have moved them."""
-        return [parameter for parameter, count in self._marks.values() if count >= STUCK_STEPS]
+        """The parameters that never moved over at least `STUCK_STEPS` steps that should have moved them, or not any
+        more: over so many at the end, which are half of all of them or more."""
+        return [
+            parameter
+            for key, (parameter, count) in self._marks.items()
+            if count >= STUCK_STEPS or _stopped(*self._still[key])
+        ]
+
+    def put_back(self) -> list[Tensor]:
+        """The parameters that at least `STUCK_STEPS` steps changed and something restored each time."""
+        return [parameter for parameter, count in self._put_back.values() if count >= STUCK_STEPS - 1]
+
+
+def _stopped(still: int, steps: int) -> bool:
+    return still >= STUCK_STEPS and 2 * still >= steps
 
 
 def _largest(gradient: Tensor) -> float:

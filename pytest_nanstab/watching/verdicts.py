@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_nanstab.watching.headroom import Least
     from pytest_nanstab.watching.outputs import Call
     from pytest_nanstab.watching.pending import PendingLoss
+    from pytest_nanstab.watching.tally import Tally
 
 Spot = tuple[str, int] | None
 
@@ -182,10 +183,14 @@ def output(call: Call, name: str, step: int | None) -> Finding:
     )
 
 
-def ineffective_clip(step: int, clip: Clip, received: float) -> Finding:
-    """A clip that touched none of the gradients its optimizer received: it ran too early, or got no parameters."""
+def ineffective_clip(step: int, clip: Clip, received: float, *, after_step: bool = False) -> Finding:
+    """A clip that touched none of the gradients its optimizer received: it ran too early, or got no parameters.
+
+    `after_step`: the first call came after a step, so it stands behind it in the loop.
+    """
     empty = not clip.parameters
-    what = "got no parameters" if empty else "ran before backward()"
+    early_or_late = "ran after step()" if after_step else "ran before backward()"
+    what = "got no parameters" if empty else early_or_late
     saw = "no parameters" if empty else "only gradients of an earlier step" if clip.gradients else "no gradient at all"
     early = f"call {clip.function} between loss.backward() and optimizer.step()"
     return Finding(
@@ -198,8 +203,29 @@ def ineffective_clip(step: int, clip: Clip, received: float) -> Finding:
         evidence={"bound": clip.bound, "received": received, "saw": saw},
         cause="the generator of parameters was used up before, by the optimizer or an earlier clip"
         if empty
+        else "the clip ran after the step that used the gradients, which were cleared before the next backward()"
+        if after_step
         else "the clip ran before the backward() that made the gradients the optimizer used",
         remedy="hand over model.parameters() anew, or keep the parameters in a list" if empty else early,
+    )
+
+
+def foreign_clip(step: int, tally: Tally) -> Finding:
+    """A clip over parameters that nobody steps, or none of which has a gradient."""
+    clip, idle = tally.first, tally.calls == tally.empty
+    saw = "no gradient at all" if idle else "parameters that no optimizer steps"
+    return Finding(
+        kind="ineffective-clip",
+        message=f"{clip.function} had no effect: it got {'no gradient' if idle else saw}",
+        step=step,
+        phase="backward",
+        op=clip.function,
+        source=shown(clip.spot),
+        evidence={"bound": clip.bound, "saw": saw, "calls": tally.calls, "parameters": len(clip.parameters)},
+        cause="none of the parameters it was given ever had a gradient: they are frozen, or another model's"
+        if idle
+        else "the parameters it was given belong to another model, or to a copy, than those the optimizer steps",
+        remedy="clip what the optimizer steps: [p for group in optimizer.param_groups for p in group['params']]",
     )
 
 

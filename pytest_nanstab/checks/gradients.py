@@ -1,0 +1,473 @@
+"""What a finished training shows about its gradients beside non-finite values: the heuristics of `gradient_bounds`.
+
+They are guesses, calibrated in `tests/test_calibration.py` on some 250 healthy programs, none of which they accuse, and
+are judged in suites only. What is a fact (a parameter no step has changed) is said as one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pytest_nanstab.attribution.constructions import line_of
+from pytest_nanstab.attribution.source import shown
+from pytest_nanstab.checks import _units
+from pytest_nanstab.checks._construction import construction_line
+from pytest_nanstab.findings import Finding
+from pytest_nanstab.propagation.depth import Depth, gradient_depth, place
+from pytest_nanstab.propagation.passes import Op, Pass
+from pytest_nanstab.watching.run import Run
+from pytest_nanstab.watching.state import hyperparameters
+
+# Growth needs this many measured steps, so that a quarter of them is three.
+GROWTH_STEPS = 12
+# The median raw norm of the last quarter of the steps over that of the first. Healthy trainings shrink their gradients
+# or let them grow by warm-up, sharpening or an adversary's progress (measured: up to 27-fold), but not while the loss
+# rises fivefold as well, or falls without bound.
+GROWN_WITH_LOSS, GROWN_DOWNWARDS, GROWN_ALONE, LOSS_GROWN = 3.0, 10.0, 1e3, 5.0
+_ROWS = 12
+_LARGE_EPS = 1e-2
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves to be judged.
+
+    Attributes:
+        model: the trained model.
+        optimizers: its optimizers, in order of stepping.
+        run: the measurements, with details.
+        passes: observed passes over a few batches, at the end.
+        stuck: names of the parameters that no step changed although each had a gradient and a learning rate.
+        restored: those that something put back after each step.
+        unmoved: whether no parameter of the model has changed at all, although some had a gradient.
+        context: merged into the evidence of every finding.
+    """
+
+    model: nn.Module
+    optimizers: Sequence[Optimizer]
+    run: Run
+    passes: Sequence[Pass] = ()
+    stuck: Sequence[str] = ()
+    restored: Sequence[str] = ()
+    unmoved: bool = False
+    context: Mapping[str, Any] | None = None
+
+
+def gradient_findings(trained: Trained) -> list[Finding]:
+    """The findings, root causes first: an explosion explains everything else, dead units explain lost gradients."""
+    growing = list(_growing(trained))
+    lost = [] if growing else [*_dead(trained), *_flat(trained)]
+    if not lost:
+        lost = [found for found in (_depth(trained, exploded=bool(growing)),) if found is not None]
+    found = [*growing, *lost, *_stuck(trained)]
+    context = dict(trained.context or {})
+    return [replace(finding, evidence={**context, **finding.evidence}) for finding in found]
+
+
+# --- growth over the run
+
+
+def _growing(trained: Trained) -> Iterator[Finding]:
+    run = trained.run
+    numbers: list[int | None] = [*sorted({index for index in run.optimizer if index is not None})]
+    for number in numbers or [None]:
+        steps = [step for step in range(run.steps) if number is None or run.optimizer[step] == number]
+        found = growth([run.grad_norm[step] for step in steps], [run.loss[step] for step in steps])
+        if found is not None:
+            optimizer = trained.optimizers[number or 0] if len(trained.optimizers) > (number or 0) else None
+            yield _growth_finding(run, found, optimizer)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Medians of the first and last quarter of the steps: raw gradient norm, and |loss| where it is known."""
+
+    norms: tuple[float, float]
+    losses: tuple[float, float] | None
+    steps: int
+
+
+def growth(norms: Sequence[float | None], losses: Sequence[float | None]) -> Growth | None:
+    """Whether one optimizer's gradients explode: they grow over the run against their own past, and go on growing.
+
+    Medians of quarters, so neither a spike nor a large but steady norm counts; judged from 12 measured steps on. The
+    norm has grown threefold while the loss rose fivefold, tenfold while a loss without lower bound fell to five times
+    its size, or a thousandfold without the loss having fallen. The numbers are ours: no paper draws a line.
+    """
+    known = [norm for norm in norms if norm is not None and math.isfinite(norm)]
+    if len(known) < GROWTH_STEPS:
+        return None
+    quarters = _quarters(known)
+    first, last = quarters[0], quarters[-1]
+    if not (first > 0 and last == max(quarters) and last > quarters[1]):
+        return None
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    ends = (_quarters(finite)[0], _quarters(finite)[-1]) if len(finite) >= GROWTH_STEPS else None
+    allowed = _allowed(ends)
+    if allowed == GROWN_ALONE and not quarters[1] < quarters[2] < last:
+        return None
+    return Growth((first, last), ends, len(known)) if last > allowed * first else None
+
+
+def _allowed(losses: tuple[float, float] | None) -> float:
+    """How far the norm may grow beside such a loss."""
+    if losses is None:
+        return GROWN_ALONE
+    first, last = losses
+    large = abs(last) > LOSS_GROWN * abs(first)
+    if large and last > first:
+        return GROWN_WITH_LOSS
+    if large:
+        return GROWN_DOWNWARDS
+    return GROWN_ALONE if last >= first else math.inf
+
+
+def _quarters(values: Sequence[float]) -> list[float]:
+    """The median of each quarter."""
+    quarter = len(values) // 4
+    return [statistics.median(values[start : start + quarter]) for start in (0, quarter, len(values) - 2 * quarter)] + [
+        statistics.median(values[-quarter:])
+    ]
+
+
+def _growth_finding(run: Run, found: Growth, optimizer: Optimizer | None) -> Finding:
+    first, last = found.norms
+    evidence: dict[str, Any] = {"norm": f"median {first:.3g} in the first quarter of the steps, {last:.3g} in the last"}
+    falling = False
+    if found.losses is not None:
+        evidence["loss"] = f"median {found.losses[0]:.3g} in the first quarter, {found.losses[1]:.3g} in the last"
+        falling = found.losses[1] < found.losses[0]
+    rates = [rate for rate in run.lr if rate is not None]
+    if rates:
+        evidence["learning rate"] = f"{rates[0]:g}" if rates[0] == rates[-1] else f"{rates[0]:g} to {rates[-1]:g}"
+    moved = movers(run)
+    if moved:
+        evidence["moved most"] = moved
+    return Finding(
+        kind="exploding-gradient",
+        message=f"gradient norm grew {last / first:.2g}-fold over {found.steps} steps",
+        phase="backward",
+        module=_grown_most(run),
+        source=shown(line_of(optimizer)) if optimizer is not None else None,
+        evidence=evidence,
+        cause="the loss has no lower bound, so its gradient grows with the parameters: a sign, or a missing constraint"
+        if falling
+        else f"every update makes the next gradient larger: the steps overshoot{_rate_words(rates)}",
+        remedy="check the sign of the loss and of weight decay, bound the loss, or clip the gradient norm"
+        if falling
+        else "lower the learning rate or warm it up, clip the gradient norm, check the scale of weights and inputs",
+    )
+
+
+def _rate_words(rates: Sequence[float]) -> str:
+    if not rates:
+        return ""
+    rising = rates[-1] > 1.5 * rates[0]
+    return f" at a learning rate that rose to {rates[-1]:g}" if rising else f" at learning rate {rates[-1]:g}"
+
+
+def _grown_most(run: Run) -> str | None:
+    grown = _grown(run)
+    return grown[0][1].rpartition(".")[0] or None if grown else None
+
+
+def movers(run: Run, most: int = 3) -> str:
+    """The parameters whose gradients grew most between the first and the last quarter of their steps."""
+    return ", ".join(f"{name} {factor:.2g}-fold" for factor, name in _grown(run)[:most] if factor > 2)
+
+
+def _grown(run: Run) -> list[tuple[float, str]]:
+    grown = []
+    for name, history in run.parameters.items():
+        known = [norm for norm in history.grad_norm if norm is not None and math.isfinite(norm)]
+        if len(known) >= GROWTH_STEPS and (quarters := _quarters(known))[0] > 0:
+            grown.append((quarters[-1] / quarters[0], name))
+    return sorted(grown, reverse=True)
+
+
+# --- decay and growth over depth
+
+
+def _depth(trained: Trained, *, exploded: bool) -> Finding | None:
+    """What all observed passes agree on: one batch may be special."""
+    found = [gradient_depth(seen) for seen in trained.passes if seen.failed is None]
+    if not found or any(depth is None for depth in found):
+        return None
+    depth = min((d for d in found if d is not None), key=lambda d: abs(math.log(d.total)))
+    if exploded and not depth.vanishes:
+        return None
+    return depth_finding(trained.model, depth)
+
+
+def depth_finding(model: nn.Module, depth: Depth, *, kind: str = "", phase: str = "backward") -> Finding:
+    """A gradient that does not reach the first layers, or reaches them a thousandfold."""
+    word = "vanishes" if depth.vanishes else "explodes"
+    over = f"x{depth.factor:.2g} per layer, {depth.total:.1e} after {depth.steps}"
+    activation = culprit(depth)
+    named = place(depth) if kind else depth.first.name
+    return Finding(
+        kind=kind or ("vanishing-gradient" if depth.vanishes else "exploding-gradient"),  # type: ignore[arg-type]
+        message=f"the gradient {word}: {over}, at {depth.first.name}",
+        phase=phase,  # type: ignore[arg-type]
+        module=named,
+        source=construction_line(model, named) or shown(depth.first.op.spot),
+        evidence={
+            "way": _way(depth),
+            "factors": ", ".join(f"{name} x{share:.2g}" for name, share in list(depth.shares.items())[:3]),
+            "table": table(depth),
+        },
+        cause=_depth_cause(depth, activation),
+        remedy=_depth_remedy(depth, activation),
+    )
+
+
+def _way(depth: Depth) -> str:
+    """From which layer to which, and through how many calls of a recurrence."""
+    through = f", through {depth.steps} calls of {depth.repeated.name}" if depth.repeated is not None else ""
+    return f"{depth.last.name} back to {depth.first.name}{through}"
+
+
+def culprit(depth: Depth) -> str:
+    """The operation that has contributed most to the factor."""
+    return next((name for name, share in depth.shares.items() if (share < 1) == depth.vanishes), "")
+
+
+def _depth_cause(depth: Depth, name: str) -> str:
+    per_layer = depth.shares.get(name, 1.0) ** (1 / depth.steps) if depth.shares.get(name, 0.0) > 0 else 0.0
+    if not depth.vanishes:
+        return "every layer multiplies the gradient on its way back, and no normalisation or skip connection bounds it"
+    if name in ("sigmoid", "hardsigmoid"):
+        return f"each sigmoid passes on x{per_layer:.2g} of the gradient (its slope is at most 1/4)"
+    if name in ("tanh", "hardtanh"):
+        return f"the tanh units are saturated: each layer of them passes on x{per_layer:.2g} of the gradient"
+    if name in ("softmax",):
+        return f"a softmax that is all but one-hot passes on x{per_layer:.2g} of the gradient"
+    if name in ("linear", "conv", "matmul", "conv_transpose"):
+        return f"the weights are too small for this depth: each layer passes on x{per_layer:.2g} of the gradient"
+    return f"{name or 'the way back'} passes on x{per_layer:.2g} of the gradient per layer, and nothing takes it back"
+
+
+def _depth_remedy(depth: Depth, name: str) -> str:
+    if not depth.vanishes:
+        return "smaller initial weights (init.xavier_uniform_ or orthogonal_), normalisation, gates, or a clip"
+    if name in ("sigmoid", "hardsigmoid", "tanh", "hardtanh"):
+        return f"ReLU, LeakyReLU or ELU in place of {name}, residual connections, or BatchNorm/LayerNorm between layers"
+    if name == "softmax":
+        return "scale the logits (1/sqrt(d_k)) or normalise what goes into them"
+    return "init.kaiming_normal_(weight, nonlinearity='relu') or xavier, residual connections, or normalisation"
+
+
+def table(depth: Depth) -> list[dict[str, Any]]:
+    """The layers between the ends, the middle left out: size of the signal, of its gradient, and the factor from layer
+    to layer towards the input."""
+    inside = [
+        layer
+        for layer in depth.layers
+        if layer in (depth.first, depth.last) or layer.op.index in (depth.first.below & depth.last.above)
+    ]
+    rows: list[dict[str, Any]] = []
+    for layer, after in zip(inside, [*inside[1:], None], strict=True):
+        mine, next_one = layer.op.sensitivity, None if after is None else after.op.sensitivity
+        rows.append(
+            {
+                "layer": layer.name,
+                "signal": layer.op.size,
+                "gradient": layer.op.gradient,
+                "factor": mine / next_one if mine and next_one else None,
+            }
+        )
+    return collapsed(rows, "layer")
+
+
+def collapsed(rows: Sequence[dict[str, Any]], key: str, most: int = _ROWS) -> list[dict[str, Any]]:
+    """The first and last rows, with one that says how many are left out between."""
+    if len(rows) <= most:
+        return list(rows)
+    head, tail = most // 3, most - most // 3 - 1
+    gap = dict.fromkeys(rows[0], "") | {key: f"({len(rows) - head - tail} more)"}
+    return [*rows[:head], gap, *rows[-tail:]]
+
+
+# --- dead and saturated units
+
+
+def _dead(trained: Trained) -> Iterator[Finding]:
+    for dead in _units.dead_units(_usable(trained)):
+        name = _units.layer_name(dead.feeds, trained.passes)
+        what = "all" if dead.dead == dead.units else f"{dead.dead} of"
+        where = name or dead.op.module or "the model"
+        yield Finding(
+            kind="dead-unit",
+            message=f"{what} {dead.units} {dead.op.name} units behind {where} are dead",
+            phase="forward",
+            module=name or dead.op.module or None,
+            op=dead.op.name,
+            source=_unit_line(trained.model, name, dead.op),
+            evidence={
+                "dead": f"{dead.dead} of {dead.units} units are 0 for every sample of {len(trained.passes)} batches",
+                "input": _input_words(dead.op),
+            },
+            cause="what goes into them is negative for all the data, so their slope is 0 and no gradient brings them "
+            "back: a large negative bias, all-negative weights, or a step that was far too large",
+            remedy="LeakyReLU or ELU, a bias of 0, a lower learning rate with warm-up, or normalisation before it",
+        )
+
+
+def _input_words(op: Op) -> str | None:
+    sized = [source.size for source in op.sources if source.size is not None]
+    return f"root mean square {max(sized):.3g} before the activation" if sized else None
+
+
+def _flat(trained: Trained) -> Iterator[Finding]:
+    for flat in _units.flat_activations(_usable(trained)):
+        name = _units.layer_name(flat.feeds, trained.passes)
+        where = name or flat.op.module or "the model"
+        softmax = flat.op.name == "softmax"
+        evidence: dict[str, Any] = {"input": _input_words(flat.op)}
+        if softmax and flat.op.entropy is not None and flat.op.spread is not None:
+            evidence["softmax"] = f"{flat.op.entropy:.2g} of the possible entropy, logits {flat.op.spread:.3g} apart"
+        yield Finding(
+            kind="vanishing-gradient",
+            message=f"softmax behind {where} is one-hot: it passes no gradient"
+            if softmax
+            else f"{flat.op.name} behind {where} is saturated at {100 * flat.share:.0f} % of its values",
+            phase="forward",
+            module=name or flat.op.module or None,
+            op=flat.op.name,
+            source=_unit_line(trained.model, name, flat.op),
+            evidence=evidence,
+            cause="its logits are so far apart that each row is all but one-hot, where the softmax is flat"
+            if softmax
+            else f"what goes into {flat.op.name} is so large that its slope is under a hundredth of the largest: "
+            "inputs that were never scaled, or too large weights",
+            remedy="scale the logits (1/sqrt(d_k)), or normalise what goes into them"
+            if softmax
+            else "standardise the inputs, init.xavier_uniform_ for the weights, normalise before it, or use ReLU",
+        )
+
+
+def _usable(trained: Trained) -> list[Pass]:
+    return [seen for seen in trained.passes if seen.failed is None]
+
+
+def _unit_line(model: nn.Module, layer: str | None, op: Op) -> str | None:
+    """The line of a functional activation; of a module the line that builds the layer before it."""
+    if op.module and op.module != layer and _is_activation(model, op.module):
+        return construction_line(model, layer or op.module) or shown(op.spot)
+    return shown(op.spot) or (construction_line(model, layer) if layer else None)
+
+
+def _is_activation(model: nn.Module, path: str) -> bool:
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        return False
+    return type(module).__module__.startswith("torch.nn")
+
+
+# --- parameters that do not move
+
+
+def _stuck(trained: Trained) -> Iterator[Finding]:
+    if trained.unmoved:
+        names = [name for name, history in trained.run.parameters.items() if any(history.update_ratio)]
+        cause = (
+            "the optimizer steps other tensors: a copy, or parameters that were replaced after it was made"
+            if names
+            else "no update was large enough to change a bit, or none reached the parameters"
+        )
+        remedy = "make the optimizer from model.parameters() after the model is complete, or copy its masters back"
+        message = "no parameter of the model has changed, although they have gradients"
+        yield _stuck_finding(trained, message, None, cause, remedy)
+        return
+    if trained.restored:
+        yield _stuck_finding(
+            trained,
+            f"something puts {_several(trained.restored)} back after every step",
+            trained.restored[0],
+            "the steps change it, and before the next one it holds its old value again",
+            "look for what writes to it: a state that is loaded, an average that is copied, a hook",
+        )
+    if trained.stuck:
+        name = trained.stuck[0]
+        message = f"no step changed {_several(trained.stuck)}, despite the gradient"
+        yield _stuck_finding(trained, message, name, *_why_stuck(trained, name))
+
+
+def _why_stuck(trained: Trained, name: str) -> tuple[str, str]:
+    """Cause and remedy: too coarse a dtype, an eps that swamps the gradient, or a rate that is too small."""
+    parameter = dict(trained.model.named_parameters()).get(name)
+    groups = [group for optimizer in trained.optimizers for group in optimizer.param_groups]
+    group = next((group for group in groups if any(p is parameter for p in group["params"])), {})
+    eps = group.get("eps")
+    if isinstance(eps, float) and eps >= _LARGE_EPS:
+        return (
+            f"eps {eps:g} in the denominator swamps the gradient, so the updates are below the last bit of the weights",
+            "give eps its default (1e-8; 1e-4 in float16)",
+        )
+    if parameter is not None and parameter.element_size() < 4:
+        kind = str(parameter.dtype).removeprefix("torch.")
+        part = torch.finfo(parameter.dtype).eps / 2
+        return (
+            f"{kind} keeps updates of a weight down to {part:.2g} of it: smaller ones are lost",
+            "keep float32 master weights (autocast instead of a cast model), or stochastic rounding",
+        )
+    return (
+        f"the updates are below the last bit of the weights at learning rate {_rate(group)}, or the optimizer drops "
+        "them",
+        "raise the learning rate or check its schedule, or look at what the optimizer does with the parameter",
+    )
+
+
+def _rate(group: Mapping[str, Any]) -> str:
+    rate = group.get("lr")
+    return f"{float(rate):g}" if isinstance(rate, (int, float, torch.Tensor)) else "?"
+
+
+def _several(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _stuck_finding(trained: Trained, message: str, parameter: str | None, cause: str, remedy: str) -> Finding:
+    optimizer = trained.optimizers[0] if trained.optimizers else None
+    numbers = {} if optimizer is None else hyperparameters(optimizer, None)
+    line = next((shown(line_of(known)) for known in trained.optimizers if line_of(known)), None)
+    return Finding(
+        kind="stuck-parameter",
+        message=message,
+        phase="optimizer",
+        module=(parameter or "").rpartition(".")[0] or None,
+        source=line,
+        evidence={**({} if parameter is None else {"parameter": parameter}), **numbers},
+        cause=cause,
+        remedy=remedy,
+    )
+
+
+# --- what is as it is
+
+
+def notes(trained: Trained) -> list[str]:
+    """What takes no part in the training, told as what it is: frozen, unused, or given gradients of nothing but 0."""
+    named = dict(trained.model.named_parameters())
+    histories = trained.run.parameters
+    frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
+    measured = {name: [n for n in history.grad_norm if n is not None] for name, history in histories.items()}
+    unused = [name for name, norms in measured.items() if not norms and name not in frozen]
+    zero = [name for name, norms in measured.items() if norms and max(norms) == 0]
+    foreign = [n for n, p in named.items() if n not in histories and p.requires_grad and p.grad is not None]
+    told = [
+        ("frozen", frozen),
+        ("never got a gradient (not used by the loss)", unused),
+        ("got only zero gradients", zero),
+        ("has gradients, and no optimizer steps it", foreign),
+    ]
+    return [f"{what}: {_several(names)}" for what, names in told if names and histories]

@@ -1,0 +1,1 @@
+"""How signal and gradient travel through one forward and backward pass."""
