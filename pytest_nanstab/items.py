@@ -183,6 +183,7 @@ class ItemWatch:
             "headroom": {} if run is None else run.headroom,
             "init_scale": None,
             "findings": [finding.as_dict() for finding in self.findings],
+            "notes": [] if run is None or self.mode != "explicit" else list(run.notes),
             "used_torch": region is not None and region.used,
         }
 

@@ -70,6 +70,7 @@ def _record_of_case(case: CaseRecord) -> dict[str, Any]:
         "headroom": {} if case.run is None else case.run.headroom,
         "init_scale": case.init_scale,
         "findings": [finding.as_dict() for finding in case.findings],
+        "notes": list(case.notes),
         "used_torch": True,
     }
 

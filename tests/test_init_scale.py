@@ -191,9 +191,9 @@ def test_message_table_cause_and_remedy():
     assert finding.remedy == "init.xavier_uniform_(model.encoder.linear1.weight)"
     assert "encoder.linear1.weight kept torch's default initialisation" in finding.cause
     row = finding.evidence["table"][0]
-    assert list(row) == ["layer", "shape", "scheme", "expected_std", "measured_std", "ratio", "verdict"]
+    assert list(row) == ["layer", "shape", "scheme", "expect", "std", "ratio", "verdict"]
     assert (row["layer"], row["shape"], row["verdict"]) == ("encoder.linear1.weight", "128x64", "default")
-    assert row["expected_std"] == pytest.approx(math.sqrt(2 / 192))
+    assert row["expect"] == pytest.approx(math.sqrt(2 / 192), rel=5e-3)
     assert [item["verdict"] for item in finding.evidence["table"]] == ["default", "default", "ok", "ok"]
 
 

@@ -1,4 +1,4 @@
-"""Where each optimizer was constructed: the line of the user's that findings about its hyperparameters name."""
+"""Where optimizers were constructed and weights were written: the user's lines that findings about them name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_nanstab.attribution import operations
+from pytest_nanstab.attribution.history import storage_key, storage_of
 from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.watching import torch_private
 
-_KNOWN: WeakKeyDictionary[Optimizer, tuple[str, int]] = WeakKeyDictionary()
+Spot = tuple[str, int]
+_KNOWN: WeakKeyDictionary[Optimizer, Spot] = WeakKeyDictionary()
+# By the identity of their memory; a weak reference keeps that identity from being used again.
+_WRITTEN: dict[int, tuple[StorageWeakRef, Spot]] = {}
 
 
 def record(optimizer: Optimizer) -> None:
@@ -25,6 +34,50 @@ def record(optimizer: Optimizer) -> None:
 def line_of(optimizer: Any) -> tuple[str, int] | None:
     """The user's line that constructed an optimizer; None where nobody was looking."""
     return _KNOWN.get(optimizer) if isinstance(optimizer, Optimizer) else None
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Remembers the user's line that last wrote each floating tensor: an init call, torch.randn, or the construction of
+    a layer, which fills its own weights."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        about = operations.describe(func)
+        if isinstance(result, Tensor) and result.is_floating_point() and not about.view and not about.empty:
+            spot, key = user_spot(), storage_key(result)
+            if spot is not None and key is not None:
+                _WRITTEN[key] = (StorageWeakRef(storage_of(result)), spot)  # type: ignore[no-untyped-call]
+        return result
+
+
+def written_at(tensor: Tensor) -> Spot | None:
+    """The user's line that last wrote a tensor while somebody was looking."""
+    key = storage_key(tensor)
+    known = None if key is None else _WRITTEN.get(key)
+    return None if known is None or known[0].expired() else known[1]  # type: ignore[no-untyped-call]
+
+
+def _sweep() -> None:
+    for key in [key for key, (reference, _) in _WRITTEN.items() if reference.expired()]:  # type: ignore[no-untyped-call]
+        del _WRITTEN[key]
+
+
+@contextmanager
+def recording_writes() -> Iterator[None]:
+    """Look at what writes to tensors in the block, and at the optimizers constructed in it: in a suite's factory."""
+    _sweep()
+    with recording(), _switched_on(_Writes()):  # type: ignore[no-untyped-call]
+        yield
+
+
+@contextmanager
+def _switched_on(mode: TorchDispatchMode) -> Iterator[None]:
+    """A dispatch mode that is taken off in whatever order the block leaves modes behind."""
+    torch_private.add_mode(mode)
+    try:
+        yield
+    finally:
+        torch_private.drop_mode(mode)
 
 
 @contextmanager

@@ -85,6 +85,16 @@ class Excused:
         return only in self.heads or (only in self.last and group.scheme.name.startswith("kaiming"))
 
 
+def told_followers(weights: Sequence[Weight], seen: Pass) -> dict[str, str]:
+    """By parameter, what follows it in the executed graph, in words."""
+    follow, told = followers(seen), {}
+    for weight in weights:
+        op = next((op for op in seen.ops if op.mixes and _uses(op, weight.view)), None)
+        if op is not None:
+            told[weight.view.parameter] = follow[op.index].told()
+    return told
+
+
 def excused(weights: Sequence[Weight], seen: Pass) -> Excused:
     """What the first pass tells about layers that kept torch's default."""
     layers = layers_of(seen, frozen=True)
@@ -201,7 +211,7 @@ def _shrunk_again(op: Op, follower: Follower, consumers: dict[int, list[Op]]) ->
     between, after = _ahead(op, consumers)
     if any(other.saturated is not None and other.saturated > STILL_FREE for other in between):
         return False
-    if any(other.spread is not None and other.spread > _units.APART for other in between):
+    if any(other.spread is not None and other.spread > _units.FRESH_APART for other in between):
         return False
     return after is not None and bool(after.size_in) and (after.size_in or 0.0) <= TAKEN_BACK * (op.size_in or 0.0)
 
@@ -238,6 +248,7 @@ def _moved_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> 
                 "signal": f"root mean square {first.op.size_in:.3g} in, {first.op.size or 0:.3g} out",
                 "table": [_moved_row(item) for item in found],
             },
+            source=construction_line(model, view.parameter),
             cause=f"{view.name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes "
             f"that back; {scheme.text} would give {usual:.4g}",
             remedy=scheme.remedy(view),
@@ -252,13 +263,17 @@ def _moved_row(item: Moved) -> dict[str, Any]:
     return {
         "layer": view.name,
         "shape": "x".join(map(str, view.values.shape)),
-        "next": item.follower.name,
         "scheme": scheme.name,
-        "expected_std": expected,
-        "measured_std": item.weight.seen.std,
-        "ratio": item.weight.seen.std / expected,
+        "expect": short(expected),
+        "std": short(item.weight.seen.std),
+        "ratio": short(item.weight.seen.std / expected),
         "verdict": "too large" if item.gain > 1 else "too small",
     }
+
+
+def short(value: float) -> float:
+    """Three digits: what a table of 80 columns has room for."""
+    return float(f"{value:.3g}")
 
 
 def scheme_for(follower: Follower) -> str:
@@ -299,7 +314,7 @@ def _silent(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Fin
 
 def _one_hot(model: nn.Module, seen: Pass) -> list[Finding]:
     """An attention, or another softmax between layers, that is one-hot before any training."""
-    for flat in _units.flat_activations([seen]):
+    for flat in _units.flat_activations([seen], fresh=True):
         op = flat.op
         if op.entropy is None or op.spread is None:
             continue

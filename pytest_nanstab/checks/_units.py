@@ -15,8 +15,10 @@ DEAD = 0.7
 # activations stay under 0.4; what goes straight into the loss may saturate, that is what it is trained for.
 SATURATED = 0.9
 # A softmax whose rows carry less than this share of the possible entropy, because their logits lie this far apart:
-# one-hot, and without gradient (Vaswani et al. 2017, section 3.2.1, give it as the reason for 1/sqrt(d_k)).
-ONE_HOT, APART = 0.2, 5.0
+# one-hot, and without gradient (Vaswani et al. 2017, section 3.2.1, give it as the reason for 1/sqrt(d_k)). A trained
+# attention may be sharp; a fresh one has no reason to be.
+ONE_HOT, APART = 0.02, 20.0
+FRESH_ONE_HOT, FRESH_APART = 0.2, 5.0
 
 Key = tuple[str, str, tuple[str, int] | None, frozenset[str], int]
 
@@ -68,14 +70,17 @@ def dead_units(passes: Sequence[Pass]) -> list[Dead]:
     return [result for result in results if result.dead >= DEAD * result.units]
 
 
-def flat_activations(passes: Sequence[Pass]) -> list[Flat]:
-    """The hidden bounded activations that are saturated in every pass."""
+def flat_activations(passes: Sequence[Pass], *, fresh: bool = False) -> list[Flat]:
+    """The hidden bounded activations that are saturated in every pass, and softmaxes that are one-hot.
+
+    `fresh`: the model is untrained.
+    """
     found: dict[Key, Flat] = {}
     calls: dict[Key, int] = {}
     for seen in passes:
         hidden = _hidden(seen)
         for op in seen.ops:
-            share = _flatness(op)
+            share = _flatness(op, fresh=fresh)
             if share is None or not op.trained or op.index not in hidden:
                 continue
             feeds = feeding(op)
@@ -88,9 +93,10 @@ def flat_activations(passes: Sequence[Pass]) -> list[Flat]:
     return [flat for flat in found.values() if flat.share >= SATURATED]
 
 
-def _flatness(op: Op) -> float | None:
+def _flatness(op: Op, *, fresh: bool) -> float | None:
     if op.entropy is not None and op.spread is not None:
-        return 1.0 if op.entropy < ONE_HOT and op.spread > APART else 0.0
+        entropy, spread = (FRESH_ONE_HOT, FRESH_APART) if fresh else (ONE_HOT, APART)
+        return 1.0 if op.entropy < entropy and op.spread > spread else 0.0
     return op.saturated
 
 

@@ -25,6 +25,7 @@ from pytest_nanstab.propagation.depth import Depth, gradient_depth, place
 from pytest_nanstab.propagation.passes import Op, Pass
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state import hyperparameters
+from pytest_nanstab.watching.telemetry import grown, telemetry
 
 # Growth needs this many measured steps, so that a quarter of them is three.
 GROWTH_STEPS = 12
@@ -69,7 +70,8 @@ def gradient_findings(trained: Trained) -> list[Finding]:
         lost = [found for found in (_depth(trained, exploded=bool(growing)),) if found is not None]
     found = [*growing, *lost, *_stuck(trained)]
     context = dict(trained.context or {})
-    return [replace(finding, evidence={**context, **finding.evidence}) for finding in found]
+    told = telemetry(trained.run)
+    return [replace(finding, evidence={**context, **finding.evidence, **told}) for finding in found]
 
 
 # --- growth over the run
@@ -148,9 +150,6 @@ def _growth_finding(run: Run, found: Growth, optimizer: Optimizer | None) -> Fin
     rates = [rate for rate in run.lr if rate is not None]
     if rates:
         evidence["learning rate"] = f"{rates[0]:g}" if rates[0] == rates[-1] else f"{rates[0]:g} to {rates[-1]:g}"
-    moved = movers(run)
-    if moved:
-        evidence["moved most"] = moved
     return Finding(
         kind="exploding-gradient",
         message=f"gradient norm grew {last / first:.2g}-fold over {found.steps} steps",
@@ -175,22 +174,8 @@ def _rate_words(rates: Sequence[float]) -> str:
 
 
 def _grown_most(run: Run) -> str | None:
-    grown = _grown(run)
-    return grown[0][1].rpartition(".")[0] or None if grown else None
-
-
-def movers(run: Run, most: int = 3) -> str:
-    """The parameters whose gradients grew most between the first and the last quarter of their steps."""
-    return ", ".join(f"{name} {factor:.2g}-fold" for factor, name in _grown(run)[:most] if factor > 2)
-
-
-def _grown(run: Run) -> list[tuple[float, str]]:
-    grown = []
-    for name, history in run.parameters.items():
-        known = [norm for norm in history.grad_norm if norm is not None and math.isfinite(norm)]
-        if len(known) >= GROWTH_STEPS and (quarters := _quarters(known))[0] > 0:
-            grown.append((quarters[-1] / quarters[0], name))
-    return sorted(grown, reverse=True)
+    found = grown(run)
+    return found[0][1].rpartition(".")[0] or None if found else None
 
 
 # --- decay and growth over depth
@@ -281,7 +266,7 @@ def table(depth: Depth) -> list[dict[str, Any]]:
                 "layer": layer.name,
                 "signal": layer.op.size,
                 "gradient": layer.op.gradient,
-                "factor": mine / next_one if mine and next_one else None,
+                "factor": mine / next_one if mine and next_one else "",
             }
         )
     return collapsed(rows, "layer")
@@ -330,7 +315,7 @@ def _flat(trained: Trained) -> Iterator[Finding]:
     for flat in _units.flat_activations(_usable(trained)):
         name = _units.layer_name(flat.feeds, trained.passes)
         where = name or flat.op.module or "the model"
-        softmax = flat.op.name == "softmax"
+        softmax = flat.op.entropy is not None
         evidence: dict[str, Any] = {"input": _input_words(flat.op)}
         if softmax and flat.op.entropy is not None and flat.op.spread is not None:
             evidence["softmax"] = f"{flat.op.entropy:.2g} of the possible entropy, logits {flat.op.spread:.3g} apart"
@@ -360,9 +345,9 @@ def _usable(trained: Trained) -> list[Pass]:
 
 def _unit_line(model: nn.Module, layer: str | None, op: Op) -> str | None:
     """The line of a functional activation; of a module the line that builds the layer before it."""
-    if op.module and op.module != layer and _is_activation(model, op.module):
-        return construction_line(model, layer or op.module) or shown(op.spot)
-    return shown(op.spot) or (construction_line(model, layer) if layer else None)
+    functional = not (op.module and op.module != layer and _is_activation(model, op.module))
+    built = construction_line(model, layer) if layer else None
+    return (shown(op.spot) or built) if functional else (built or shown(op.spot))
 
 
 def _is_activation(model: nn.Module, path: str) -> bool:
@@ -396,10 +381,22 @@ def _stuck(trained: Trained) -> Iterator[Finding]:
             "the steps change it, and before the next one it holds its old value again",
             "look for what writes to it: a state that is loaded, an average that is copied, a hook",
         )
-    if trained.stuck:
+    if trained.stuck and not _only_rounding(trained):
         name = trained.stuck[0]
         message = f"no step changed {_several(trained.stuck)}, despite the gradient"
         yield _stuck_finding(trained, message, name, *_why_stuck(trained, name))
+
+
+def _only_rounding(trained: Trained) -> bool:
+    """Whether less than half of what is trained is stuck, in a dtype that rounds so coarsely that this is expected: the
+    weights of a normalisation stay at 1 in bfloat16 at any usual rate. That is told in a note."""
+    named = dict(trained.model.named_parameters())
+    stuck = [named[name] for name in trained.stuck if name in named]
+    if len(stuck) < len(trained.stuck) or any(parameter.element_size() >= 4 for parameter in stuck):
+        return False
+    moved = [named[name] for name in trained.run.parameters if name in named and name not in trained.stuck]
+    count, size = len(stuck), sum(parameter.numel() for parameter in stuck)
+    return count < len(moved) and size < sum(parameter.numel() for parameter in moved)
 
 
 def _why_stuck(trained: Trained, name: str) -> tuple[str, str]:
@@ -469,5 +466,6 @@ def notes(trained: Trained) -> list[str]:
         ("never got a gradient (not used by the loss)", unused),
         ("got only zero gradients", zero),
         ("has gradients, and no optimizer steps it", foreign),
+        ("no step changed it, its dtype rounds the updates away", trained.stuck if _only_rounding(trained) else []),
     ]
     return [f"{what}: {_several(names)}" for what, names in told if names and histories]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +22,7 @@ from pytest_nanstab.checks.finite import finding_of
 from pytest_nanstab.findings import Finding, error_from
 
 Patterns = str | Iterable[str]
-_SHOWN_FOR_COMPARISON = 5
+_SHOWN = 5  # healthy layers, for comparison
 # Their matrices are judged part by part, or are no matrices of theirs.
 _WITH_VIEWS = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "MultiheadAttention", "Linear"})
 Loss = Callable[[nn.Module, Any], Any]
@@ -100,6 +100,7 @@ def init_scale_findings(
     _signal.check_finite(batch)
     seen = _signal.first_pass(model, batch, loss)
     judged.add_used(_propagation.used_parameters(seen))
+    judged.next = _propagation.told_followers(judged.weights, seen)
     judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
@@ -193,6 +194,7 @@ class _Judged:
             ]
         )
         self.excused = _propagation.Excused()
+        self.next: dict[str, str] = {}  # by parameter: what follows it, and how that is known
         self.only, self.skip = _patterns("only", only), _patterns("skip", skip)
         with evaluating(model):
             self.weights = self._judge(self._selected(views_of(model)))
@@ -304,12 +306,20 @@ class _Judged:
             source=construction_line(self.model, view.layer),
             evidence={
                 "parameter": view.parameter,
-                "table": [*(row for row in rows if row not in healthy), *healthy[:_SHOWN_FOR_COMPARISON]],
+                "next": self.next.get(view.parameter),
+                "table": [_short_row(row) for row in [*(row for row in rows if row not in healthy), *healthy[:_SHOWN]]],
                 "note": _bias_notes(self.model, self),
             },
             cause=_cause(first, scheme),
             remedy=scheme.remedy(view),
         )
+
+
+def _short_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row for a table of 80 columns."""
+    numbers = {"expect": row["expected_std"], "std": row["measured_std"], "ratio": row["ratio"]}
+    shown = {name: "" if number is None else _propagation.short(number) for name, number in numbers.items()}
+    return {"layer": row["layer"], "shape": row["shape"], "scheme": row["scheme"], **shown, "verdict": row["verdict"]}
 
 
 def _check_gain(gain: object) -> None:
@@ -398,7 +408,15 @@ def _nonfinite(model: nn.Module, judged: _Judged) -> list[Finding]:
         leaf = tensor_leaf(parameter, name, name, "nonfinite-parameter", module=name)
         damage = damage_of(leaf)
         if damage is not None:
-            found.append(finding_of(leaf, damage, source=construction_line(model, name.rpartition(".")[0])))
+            finding = finding_of(leaf, damage, source=construction_line(model, name))
+            found.append(
+                replace(
+                    finding,
+                    cause="it holds memory of torch.empty that no initialisation has written, or what an "
+                    "initialisation that divided by zero has",
+                    remedy=f"write it where it is made, e.g. init.zeros_({_schemes.attribute(name)})",
+                )
+            )
     return found[:20]
 
 

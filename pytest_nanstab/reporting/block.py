@@ -25,7 +25,7 @@ _SPOKEN_FOR = frozenset(
     {"step", "steps", "step_range", "batch", "seed", "precision", "device", "parameter", "module_class", "optimizer"}
     | {"tensor", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "detail", "range", "chain", "table"}
     | {"value", "limit", "limit_name", "limit_source", "rows", "columns", "field", "grade", "batch_description"}
-    | {"excerpt", "note", "trace", "again"}
+    | {"excerpt", "note", "trace", "again", "steps before"}
 )
 
 
@@ -147,6 +147,8 @@ def _rows(finding: Finding) -> Iterator[tuple[str, list[_Value]]]:
     if evidence.get("table"):
         yield "table", [partial(text.table, evidence["table"])]
     yield from _plain([(key, _generic(value)) for key, value in evidence.items() if key not in _SPOKEN_FOR])
+    if evidence.get("steps before"):
+        yield "steps", [partial(text.table, evidence["steps before"])]
     yield from _told("note", evidence.get("note"))
     yield from _command("trace", evidence)
     yield from _told("cause", finding.cause)

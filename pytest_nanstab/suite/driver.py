@@ -77,6 +77,7 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
     Returns the first `keep` batches and, last, the batch of the last step, all as the user's code gave them.
     """
     __tracebackhide__ = True
+    region.first_call(stepper.setup.model)  # names begin there, whatever part of it a training_step calls
     stream = cycle(stepper.setup.batches)
     kept: list[Batch] = []
     batch: Batch = None

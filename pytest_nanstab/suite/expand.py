@@ -82,9 +82,9 @@ class ItemRequest:
         from pytest_nanstab.suite.setup import TrainingSetup
 
         arguments = {name: self.item.funcargs[name] for name in self.item._fixtureinfo.argnames}
-        from pytest_nanstab.attribution.constructions import recording
+        from pytest_nanstab.attribution.constructions import recording_writes
 
-        with recording():
+        with recording_writes():
             setup = self.item.obj(**arguments)
         if not isinstance(setup, TrainingSetup):
             raise TypeError(f"{self.item.originalname} must return a TrainingSetup, got {setup!r}")

@@ -195,15 +195,15 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         samples,
         last,
         fresh,
-        stuck=_names(setup, region.stuck_parameters()),
-        restored=_names(setup, region.restored_parameters()),
+        stuck=names_of(setup, region.stuck_parameters()),
+        restored=names_of(setup, region.restored_parameters()),
         unmoved=start is not None and start.unmoved(),
         passes=passes,
         seconds=seconds,
     )
 
 
-def _names(setup: TrainingSetup, parameters: Sequence[Tensor]) -> tuple[str, ...]:
+def names_of(setup: TrainingSetup, parameters: Sequence[Tensor]) -> tuple[str, ...]:
     """Dotted names in the model; those of other parameters say what they are."""
     known = {id(parameter): name for name, parameter in setup.model.named_parameters()}
     return tuple(known.get(id(parameter), "a parameter outside the model") for parameter in parameters)

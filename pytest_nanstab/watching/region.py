@@ -37,6 +37,7 @@ from pytest_nanstab.watching.patches import Patches, patch_clips
 from pytest_nanstab.watching.pending import PendingLoss
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state_judge import StateJudge
+from pytest_nanstab.watching.telemetry import telemetry
 from pytest_nanstab.watching.updates import Stuck, Updates
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ _ALLOWANCE_NS = 1_000_000
 # Steps judged in any case: short tests must not depend on the machine's speed. Where a pass over all parameters shows
 # in the time of a step, there are fewer.
 _FIRST, _FIRST_LARGE, _LARGE = 20, 2, 1_000_000
+# Phases of findings to which the steps before say nothing.
+_WITHOUT_HISTORY = ("data", "init", "eval")
 _UNSEEN = 2  # the clock sees about half of what our own work costs
 
 
@@ -242,7 +245,8 @@ class Region:
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}
-        evidence = {**self.context, **names, **finding.evidence}
+        told = telemetry(self.run) if self.details is not None and finding.phase not in _WITHOUT_HISTORY else {}
+        evidence = {**self.context, **names, **finding.evidence, **told}
         fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
         return Finding(**{**fields, "evidence": evidence})
 

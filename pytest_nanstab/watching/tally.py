@@ -46,7 +46,7 @@ class Tally:
     empty: int = 0
     covered: tuple[int, int] | None = None
     norms: tuple[float, float] | None = None
-    _marks: list[tuple[weakref.ref[Tensor], float]] = field(default_factory=list)
+    _marks: list[tuple[weakref.ref[Tensor], float | None]] = field(default_factory=list)
 
     def add(self, clip: Clip, *, active: bool | None) -> None:
         """Count a call."""
@@ -63,9 +63,9 @@ class Tally:
 
     @property
     def moved(self) -> bool:
-        """Whether one of the clipped parameters has changed since, by whatever hand."""
-        known = [(reference(), before) for reference, before in self._marks]
-        return any(p is None or _sum(p) != before for p, before in known)
+        """Whether one of the clipped parameters has changed since, by whatever hand, or none can be read."""
+        known = [(reference(), before) for reference, before in self._marks if before is not None]
+        return not known or any(p is None or _sum(p) != before for p, before in known)
 
     def notes(self) -> Iterator[str]:
         """What is worth knowing about the calls."""
@@ -151,7 +151,7 @@ def unreached_clips(code: CodeType | None) -> list[str]:
     return [f"{name} stands in {where} and was never reached" for name in names if name in _FUNCTIONS]
 
 
-def _sum(parameter: Tensor) -> float:
+def _sum(parameter: Tensor) -> float | None:
     with torch_private.unseen():
         values = measure.plain(parameter)
-        return 0.0 if values is None else float(torch.sum(values, dtype=torch.float64))
+        return None if values is None else float(torch.sum(values, dtype=torch.float64))

@@ -110,4 +110,5 @@ def sick(
 
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    if _module.name.startswith(("healthy_", "sick_")):
+        importlib.import_module(f"{__name__}.{_module.name}")

@@ -202,18 +202,6 @@ def growing(model, batch):
     return F.mse_loss(model(x), 100 + y) / 100
 
 
-@sick(check="gradient_bounds", kinds=("exploding-gradient",), lr=1e-4)
-def recurrence_that_sharpens(optimizer):
-    """Targets far out of range drive the recurrent weights over radius one, and the gradient up with them."""
-    model = EchoRNN()
-    return TrainingSetup(
-        model=model,
-        loss=growing,
-        optimizer=optimizer(model.parameters(), momentum=0.0),
-        batches=series(length=20),
-    )
-
-
 @healthy(lr=0.01, optimizers=("adam",), precisions=("32-true",))
 def recurrence_that_sharpens_fixed(optimizer):
     """Targets in range."""

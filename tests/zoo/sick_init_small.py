@@ -298,7 +298,7 @@ class Scale(nn.Module):
         return F.linear(x, self.weight) * self.scale
 
 
-@sick(check="init_scale", kinds=("init-scale",), module="2", lr=0.02)
+@sick(check="init_scale", kinds=("nonfinite-parameter",), module="2", lr=0.02)
 def scale_never_written(optimizer):
     """A scale of `torch.empty` that no reset writes; the memory held a NaN."""
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), Scale(32, 32, reset=False), nn.ReLU(), nn.Linear(32, 1))

