@@ -22,20 +22,27 @@ EXAMPLE = REPOSITORY / "example_project"
 BROKEN = sorted((EXAMPLE / "broken").glob("*.py"))
 Outcomes = Mapping[tuple[str, str], str]  # (file's stem, test's name) -> passed, failed, skipped, error
 Reports = Mapping[tuple[str, str], list[dict[str, Any]]]
-# The culprits that a single operation shows: the finding names their line. The others' lie in the data, in another
-# step, or in what is missing from a line.
+# The culprits that one operation, layer, initialisation, optimizer or clip shows: the finding names their line. Those of
+# the others lie in the data, in another step, or in what is missing from a line.
 NAMED = {
     "adam_eps_zero",
     "batch_of_one",
     "cancelled_variance",
     "clip_before_backward",
+    "clip_of_another_model",
     "eval_temperature",
+    "frozen_by_precision",
     "half_scores",
     "ignored_targets",
     "log_of_softmax",
     "naive_softmax",
+    "near_zero_weights",
     "norm_at_zero",
+    "rate_too_large",
+    "saturated_tanh",
+    "scaled_clip",
     "suite_constant_feature",
+    "unit_normal_weights",
     "where_gradient",
 }
 each_broken = pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
-"""Culprit: a fine-tuning rate that suits float32, in a model that is bfloat16 throughout.
+"""Culprit: the small rate of a last fine-tuning, in a model that is bfloat16 throughout.
 
 Seen: the loss wanders with the batches and does not fall; gradients and updates are as they should be.
-Finding: no step has changed a bit of most weights, since bfloat16 drops updates below 0.4 % of a weight.
+Finding: no step has changed a bit of any weight but the biases: bfloat16 drops what is below 0.4 % of a number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def setup_at(lr: float) -> TrainingSetup:
 
 @stability_suite(steps=15, precision=["bf16-true"], checks=["gradient_bounds"])
 def test_broken() -> TrainingSetup:
-    return setup_at(lr=1e-5)
+    return setup_at(lr=1e-6)
 
 
 @stability_suite(steps=15, precision=["bf16-true"], checks=["gradient_bounds"])

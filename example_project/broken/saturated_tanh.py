@@ -24,8 +24,12 @@ class TanhRegressor(nn.Module):
 
     def __init__(self, features: int = 10, hidden: int = 32) -> None:
         super().__init__()
-        self.layers = nn.Sequential(  # culprit
-            nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1)
+        self.layers = nn.Sequential(
+            nn.Linear(features, hidden),  # culprit
+            nn.Tanh(),
+            nn.Linear(hidden, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, 1),
         )
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -24,14 +24,14 @@ ITEM = "init_scale"
 class RandnAttention(MultiHeadAttention):
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__(d_model, heads)
-        self.query = randn_linear(d_model)  # culprit
+        self.query = randn_linear(d_model)
         self.key = randn_linear(d_model)
         self.value = randn_linear(d_model)
 
 
 def randn_linear(width: int) -> nn.Linear:
     layer = nn.Linear(width, width)
-    layer.weight = nn.Parameter(torch.randn(width, width))
+    layer.weight = nn.Parameter(torch.randn(width, width))  # culprit
     return layer
 
 

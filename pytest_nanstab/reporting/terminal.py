@@ -45,6 +45,7 @@ def summary_lines(
         _counts(records),
         *_failures(records, width, verbosity),
         *_least_headroom(records, headroom),
+        *(_notes(records, width) if verbosity > 0 else []),
         *(_limits(records, width) if verbosity > 0 else []),
     ]
 
@@ -190,6 +191,18 @@ def _margin_table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _table_line(cells: Sequence[str], widths: Sequence[int]) -> str:
     columns = zip(_HEADER, cells, widths, strict=True)
     return "  ".join(text.pad(cell, width, right=name not in _LEFT) for name, cell, width in columns).rstrip()
+
+
+# --- what is worth knowing and fails nothing, with -v
+
+
+def _notes(records: Sequence[Record], width: int) -> list[str]:
+    lines: list[str] = []
+    for record in records:
+        for note in record.get("notes") or ():
+            head, *rest = text.wrap(f"note  {text.escape(record['id'])}  {text.escape(note)}", width)
+            lines += [head, *(f"    {line}" for line in rest)]
+    return lines
 
 
 # --- the limits in force, with -v

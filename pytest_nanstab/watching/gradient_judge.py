@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,12 +13,15 @@ from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
-from pytest_nanstab.watching.norms import GradientNorm, global_norm
+from pytest_nanstab.watching.norms import GradientNorm, global_norm, norms_of
 from pytest_nanstab.watching.tally import ENOUGH, Tallies, unreached_clips
 
 if TYPE_CHECKING:
     from pytest_nanstab.attribution.history import Made
     from pytest_nanstab.watching.region import Region
+
+_ROUNDING = 1e-2  # of a clip's result in half precision
+_SHOWN = 3  # parameters that a broken limit names
 
 
 class GradientJudge:
@@ -49,7 +53,7 @@ class GradientJudge:
             self._report_nonfinite(optimizer, norm.parameters, clips)
         self._judge_clips(clips, norm, before, received)
         if self._region.options.limits:
-            self._judge_limits(raw if raw is not None else received)
+            self._judge_limits(raw if raw is not None else received, optimizer, norm.parameters)
 
     def _effective(self, clip: Clip) -> bool:
         """Whether the clip has shaped what the optimizer receives, and nothing else has since."""
@@ -62,7 +66,7 @@ class GradientJudge:
         effective = [clip for clip in clips if self._effective(clip)]
         if len(effective) == 1 and effective[0].kept is not None and _same(effective[0].parameters, norm.parameters):
             raw = effective[0].raw
-            if raw is not None:
+            if raw is not None and not self._changed_since(norm, raw * effective[0].kept, scale):
                 return raw, raw * effective[0].kept
         received = norm.measure()
         if received is None:
@@ -70,6 +74,16 @@ class GradientJudge:
         received /= scale
         # Clips followed by another change, as in an accumulation loop, cannot be undone: that norm is the raw one.
         return (raw_norm(effective, norm.parameters, received) if effective else received), received
+
+    def _changed_since(self, norm: GradientNorm, expected: float, scale: float) -> bool:
+        """Whether a clip was followed by another change that torch does not count, as far as that is worth a look."""
+        if not (self._region.details is not None or (self._region.options.dense and norm.doubtful())):
+            return False
+        now = norm.measure()
+        if now is not None and abs(now / scale - expected) > _ROUNDING * expected:
+            norm.by_hand = True
+            return True
+        return False
 
     def _record(self, raw: float | None, received: float | None) -> None:
         run = self._region.run
@@ -107,14 +121,23 @@ class GradientJudge:
         for clip in scaled:
             self._region.report(verdicts.scaled_clip(step, clip))
 
-    def _judge_limits(self, norm: float) -> None:
+    def _judge_limits(self, norm: float, optimizer: Optimizer, parameters: list[Tensor]) -> None:
         __tracebackhide__ = True
         region = self._region
         for name, below in (("max_grad_norm", False), ("min_grad_norm", True)):
             bound = region.options.limits.get(name)
             if bound is not None and verdicts.broken(bound, norm, below=below):
                 what, step = "gradient norm", region.run.steps
-                region.report(verdicts.limit(name, bound, norm, step=step, what=what, phase="backward"))
+                found = verdicts.limit(name, bound, norm, step=step, what=what, phase="backward")
+                largest = self._largest(optimizer, parameters, smallest=below)
+                region.report(replace(found, evidence={**found.evidence, "gradients": largest}))
+
+    def _largest(self, optimizer: Optimizer, parameters: list[Tensor], *, smallest: bool) -> str:
+        """The parameters with the largest gradients, or the smallest, as the optimizer receives them."""
+        with_gradient = [p for p in parameters if p.grad is not None]
+        norms = norms_of([p.grad for p in with_gradient if p.grad is not None])
+        pairs = sorted(zip(norms, range(len(norms)), strict=True), reverse=not smallest)[:_SHOWN]
+        return ", ".join(f"{self._region.names.label(optimizer, with_gradient[i])} {norm:.3g}" for norm, i in pairs)
 
     # -- told by the hot path ----------------------------------------------------------------------------------------
 
@@ -137,7 +160,7 @@ class GradientJudge:
         held = [norm for norm in self._region.state.norms.values() if isinstance(norm, GradientNorm)]
         if held:
             self.early = None
-        elif self.early is None or any(p.grad is None for p in self.early.parameters):
+        elif self.early is None or not self.early.parameters or any(p.grad is None for p in self.early.parameters):
             parameters = (p for root in self._region.names.roots() for p in root.parameters())
             self.early = GradientNorm([p for p in parameters if p.grad is not None])
         return held or [norm for norm in (self.early,) if norm is not None]

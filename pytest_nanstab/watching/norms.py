@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from pytest_nanstab.watching import measure, torch_private
 
 _FLAT_ELEMENTS = 65_536
+_CHECKED_FIRST, _CHECKED_EVERY = 3, 16
 _dispatch_modes, _function_modes = torch_private.dispatch_modes, torch_private.function_modes
 _foreach_copy = torch_private.foreach_copy
 
@@ -39,6 +40,7 @@ class GradientNorm:
         backwards: the backward calls done when the optimizer was last judged.
         looked: the backward calls done when its gradients were last looked at right after one.
         left: their norm then, in the units of the unscaled loss.
+        by_hand: something was seen to change them behind the version counters of torch.
     """
 
     def __init__(self, parameters: list[Tensor], groups: int = 1) -> None:
@@ -46,6 +48,8 @@ class GradientNorm:
         self.groups = groups
         self.backwards = self.looked = 0
         self.left: float | None = None
+        self.by_hand = False
+        self._uses = 0
         self._squared: float | None = None
         self._state: tuple[int, int] | None = None
         self._before: tuple[int, int] | None = None
@@ -87,10 +91,24 @@ class GradientNorm:
         self._before = self._now()
 
     def seen(self, backwards: int) -> float | None:
-        """The square of the norm as `quick` has it, without a second pass where nothing has touched the gradients."""
-        if self.looked == backwards and self._squared is not None and self._now() == self._state:
-            return self._squared
-        return self.quick()
+        """The square of the norm as `quick` has it, without a second pass where nothing has touched the gradients.
+
+        None where something has, since the last backward: raw and received norm differ.
+        """
+        if self.looked != backwards:
+            return self.quick()
+        if self._now() != self._state:
+            return None
+        if self.doubtful() and self.quick() != self._squared:
+            self.by_hand = True
+            return None
+        return self._squared
+
+    def doubtful(self) -> bool:
+        """Whether what was seen before is to be measured again: writing through `.data` leaves no trace, so the first
+        steps and every sixteenth are, and all of them once such a write was seen."""
+        self._uses += 1
+        return self.by_hand or self._uses <= _CHECKED_FIRST or self._uses % _CHECKED_EVERY == 0
 
     def _now(self) -> tuple[int, int] | None:
         """Something that changes when a gradient is replaced or written to; None where that cannot be told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,8 +79,8 @@ class Tally:
             yield f"{name} ran before the last backward of its step in {times}: what that added was not clipped"
         if self.covered is not None and self.covered[0] < self.covered[1]:
             yield f"{name} covers {self.covered[0]} of {self.covered[1]} parameters that its optimizer steps"
-        if self.calls < ENOUGH or self.active is None or not self.taken:
-            return
+        if self.calls < ENOUGH or self.active is None or not self.taken or math.isinf(clip.bound):
+            return  # an infinite bound only reads the norm
         if self.active == self.calls:
             yield f"{name} was active at all {self.calls} calls{norms}: the bound, not the gradient, sets the step"
         elif not self.active:
