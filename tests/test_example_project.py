@@ -22,8 +22,8 @@ EXAMPLE = REPOSITORY / "example_project"
 BROKEN = sorted((EXAMPLE / "broken").glob("*.py"))
 Outcomes = Mapping[tuple[str, str], str]  # (file's stem, test's name) -> passed, failed, skipped, error
 Reports = Mapping[tuple[str, str], list[dict[str, Any]]]
-# The culprits that one operation, layer, initialisation, optimizer or clip shows: the finding names their line. Those of
-# the others lie in the data, in another step, or in what is missing from a line.
+# The culprits that one operation, layer, initialisation, optimizer or clip shows: the finding names their line.
+# Those of the others lie in the data, in another step, or in what is missing from a line.
 NAMED = {
     "adam_eps_zero",
     "batch_of_one",

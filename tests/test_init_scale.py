@@ -192,7 +192,7 @@ def test_message_table_cause_and_remedy():
     assert "encoder.linear1.weight kept torch's default initialisation" in finding.cause
     row = finding.evidence["table"][0]
     assert list(row) == ["layer", "shape", "scheme", "expect", "std", "ratio", "verdict"]
-    assert (row["layer"], row["shape"], row["verdict"]) == ("encoder.linear1.weight", "128x64", "default")
+    assert (row["layer"], row["shape"], row["verdict"]) == ("encoder.linear1", "128x64", "default")
     assert row["expect"] == pytest.approx(math.sqrt(2 / 192), rel=5e-3)
     assert [item["verdict"] for item in finding.evidence["table"]] == ["default", "default", "ok", "ok"]
 
@@ -223,7 +223,8 @@ def test_forgotten_layer_is_found_by_itself():
         assert_init_scale(model)
         model[3].reset_parameters()
         (finding,) = failure(model).findings
-        assert finding.message == f"init scale: 1 of 6 weights is not {name}"
+        assert finding.message == "init scale: 3 kept torch's default"
+        assert finding.evidence["others"] == f"5 of 6 weights of its kind follow {name}"
         assert finding.remedy == remedy
 
 

@@ -21,7 +21,7 @@ from pytest_nanstab.watching import torch_private
 Spot = tuple[str, int]
 _KNOWN: WeakKeyDictionary[Optimizer, Spot] = WeakKeyDictionary()
 # By the identity of their memory; a weak reference keeps that identity from being used again.
-_WRITTEN: dict[int, tuple[StorageWeakRef, Spot]] = {}
+_WRITTEN: dict[int, tuple[StorageWeakRef, Spot, Spot]] = {}  # by which line first, and by which last
 
 
 def record(optimizer: Optimizer) -> None:
@@ -46,19 +46,33 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(result, Tensor) and result.is_floating_point() and not about.view and not about.empty:
             spot, key = user_spot(), storage_key(result)
             if spot is not None and key is not None:
-                _WRITTEN[key] = (StorageWeakRef(storage_of(result)), spot)  # type: ignore[no-untyped-call]
+                known = _WRITTEN.get(key)
+                if known is None or known[0].expired():  # type: ignore[no-untyped-call]
+                    known = (StorageWeakRef(storage_of(result)), spot, spot)  # type: ignore[no-untyped-call]
+                _WRITTEN[key] = (known[0], known[1], spot)
         return result
 
 
 def written_at(tensor: Tensor) -> Spot | None:
-    """The user's line that last wrote a tensor while somebody was looking."""
+    """The user's line that last wrote a tensor while somebody was looking: an init call."""
+    known = _known(tensor)
+    return None if known is None else known[2]
+
+
+def built_at(tensor: Tensor) -> Spot | None:
+    """The user's line that wrote it first: the construction of its layer."""
+    known = _known(tensor)
+    return None if known is None else known[1]
+
+
+def _known(tensor: Tensor) -> tuple[StorageWeakRef, Spot, Spot] | None:
     key = storage_key(tensor)
     known = None if key is None else _WRITTEN.get(key)
-    return None if known is None or known[0].expired() else known[1]  # type: ignore[no-untyped-call]
+    return None if known is None or known[0].expired() else known  # type: ignore[no-untyped-call]
 
 
 def _sweep() -> None:
-    for key in [key for key, (reference, _) in _WRITTEN.items() if reference.expired()]:  # type: ignore[no-untyped-call]
+    for key in [key for key, (reference, *_) in _WRITTEN.items() if reference.expired()]:  # type: ignore[no-untyped-call]
         del _WRITTEN[key]
 
 

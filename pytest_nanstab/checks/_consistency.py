@@ -78,8 +78,15 @@ def _group(members: Members, depths: tuple[int, ...]) -> Group | None:
     if not majorities or not forgotten:
         return None
     name, explained = max(majorities, key=lambda pair: len(pair[1]))
-    first = next(members[parameter][0] for parameter in members if parameter in explained - default)
-    return Group(_schemes.shaped(name, first.seen), tuple(members), forgotten)
+    shapes = Counter(part.seen.kurtosis for parameter in explained - default for part in members[parameter])
+    kurtosis = shapes.most_common(1)[0][0]
+    first = next(
+        part.seen
+        for parameter in members
+        for part in members[parameter]
+        if parameter in explained - default and part.seen.kurtosis == kurtosis
+    )
+    return Group(_schemes.shaped(name, first), tuple(members), forgotten)
 
 
 def _is_backbone(members: Members, explained: set[str], default: set[str]) -> bool:

@@ -7,18 +7,19 @@ import re
 
 from torch import Tensor, nn
 
-from pytest_nanstab.attribution.constructions import written_at
+from pytest_nanstab.attribution.constructions import built_at, written_at
 from pytest_nanstab.attribution.source import is_user_file, place, shown, user_line
 
 
-def construction_line(model: nn.Module, path: str) -> str | None:
-    """Where the weight of `model.path`, a module or a parameter, was last written, as "models/net.py:12".
+def construction_line(model: nn.Module, path: str, *, initialised: bool = False) -> str | None:
+    """Where the layer of `model.path`, a module or a parameter, was built, as "models/net.py:12"; or, `initialised`,
+    where its weight was last written.
 
     Where nobody looked while the model was made: where it is assigned in the class of its nearest parent that is the
     user's own; the calling line when that cannot be told.
     """
     weight = _weight(model, path)
-    spot = None if weight is None else written_at(weight)
+    spot = None if weight is None else (written_at if initialised else built_at)(weight)
     if spot is not None:
         return shown(spot)
     parts = path.split(".") if path else []

@@ -248,12 +248,21 @@ def _moved_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> 
                 "signal": f"root mean square {first.op.size_in:.3g} in, {first.op.size or 0:.3g} out",
                 "table": [_moved_row(item) for item in found],
             },
-            source=construction_line(model, view.parameter),
+            source=construction_line(model, view.parameter, initialised=True),
             cause=f"{view.name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes "
             f"that back; {scheme.text} would give {usual:.4g}",
-            remedy=scheme.remedy(view),
+            remedy=remedy_for(scheme, view),
         )
     ]
+
+
+def remedy_for(scheme: _schemes.Scheme, view: View) -> str:
+    """The line to change; of a packed weight each part by itself."""
+    if not view.part:
+        return scheme.remedy(view)
+    parts = len(view.whole) // max(len(view.values), 1)
+    call = scheme.call.format("part")
+    return f"for part in {_schemes.attribute(view.parameter)}.chunk({parts}): {call}"
 
 
 def _moved_row(item: Moved) -> dict[str, Any]:
@@ -261,7 +270,7 @@ def _moved_row(item: Moved) -> dict[str, Any]:
     scheme = _schemes.parse(scheme_for(item.follower))
     expected = scheme.expected(view)[0].std
     return {
-        "layer": view.name,
+        "layer": layer_of(view),
         "shape": "x".join(map(str, view.values.shape)),
         "scheme": scheme.name,
         "expect": short(expected),
@@ -269,6 +278,11 @@ def _moved_row(item: Moved) -> dict[str, Any]:
         "ratio": short(item.weight.seen.std / expected),
         "verdict": "too large" if item.gain > 1 else "too small",
     }
+
+
+def layer_of(view: View) -> str:
+    """The name for a table: a layer's only weight goes by the layer's name."""
+    return view.name.replace(".weight", "", 1) if view.parameter.endswith(".weight") and view.layer else view.name
 
 
 def short(value: float) -> float:

@@ -35,6 +35,7 @@ GROWTH_STEPS = 12
 GROWN_WITH_LOSS, GROWN_DOWNWARDS, GROWN_ALONE, LOSS_GROWN = 3.0, 10.0, 1e3, 5.0
 _ROWS = 12
 _LARGE_EPS = 1e-2
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _growth_finding(run: Run, found: Growth, optimizer: Optimizer | None) -> Fin
         evidence["learning rate"] = f"{rates[0]:g}" if rates[0] == rates[-1] else f"{rates[0]:g} to {rates[-1]:g}"
     return Finding(
         kind="exploding-gradient",
-        message=f"gradient norm grew {last / first:.2g}-fold over {found.steps} steps",
+        message=f"gradient norm grew {fold(last / first)} over {found.steps} steps",
         phase="backward",
         module=_grown_most(run),
         source=shown(line_of(optimizer)) if optimizer is not None else None,
@@ -164,6 +165,11 @@ def _growth_finding(run: Run, found: Growth, optimizer: Optimizer | None) -> Fin
         if falling
         else "lower the learning rate or warm it up, clip the gradient norm, check the scale of weights and inputs",
     )
+
+
+def fold(factor: float) -> str:
+    """ "150-fold", "9.2e+04-fold"."""
+    return f"{factor:.0f}-fold" if 10 <= factor < 1e4 else f"{factor:.2g}-fold"
 
 
 def _rate_words(rates: Sequence[float]) -> str:
@@ -299,11 +305,16 @@ def _dead(trained: Trained) -> Iterator[Finding]:
             evidence={
                 "dead": f"{dead.dead} of {dead.units} units are 0 for every sample of {len(trained.passes)} batches",
                 "input": _input_words(dead.op),
+                **_optimizer_words(trained),
             },
             cause="what goes into them is negative for all the data, so their slope is 0 and no gradient brings them "
             "back: a large negative bias, all-negative weights, or a step that was far too large",
             remedy="LeakyReLU or ELU, a bias of 0, a lower learning rate with warm-up, or normalisation before it",
         )
+
+
+def _optimizer_words(trained: Trained) -> dict[str, Any]:
+    return hyperparameters(trained.optimizers[0], None) if trained.optimizers else {}
 
 
 def _input_words(op: Op) -> str | None:
@@ -414,7 +425,7 @@ def _why_stuck(trained: Trained, name: str) -> tuple[str, str]:
         kind = str(parameter.dtype).removeprefix("torch.")
         part = torch.finfo(parameter.dtype).eps / 2
         return (
-            f"{kind} keeps updates of a weight down to {part:.2g} of it: smaller ones are lost",
+            f"{kind} drops updates smaller than {100 * part:.1g} % of a weight",
             "keep float32 master weights (autocast instead of a cast model), or stochastic rounding",
         )
     return (
@@ -433,17 +444,30 @@ def _several(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
+def _unchanged(trained: Trained) -> str | None:
+    """ "3 of 6 parameters, 1864 of 1898 values: conv1.weight, …"."""
+    named = dict(trained.model.named_parameters())
+    names = [name for name in trained.stuck if name in named]
+    if not names:
+        return None
+    values = sum(named[name].numel() for name in names)
+    whole = sum(parameter.numel() for parameter in named.values())
+    shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return f"{len(names)} of {len(named)} parameters, {values} of {whole} values: {shown}"
+
+
 def _stuck_finding(trained: Trained, message: str, parameter: str | None, cause: str, remedy: str) -> Finding:
     optimizer = trained.optimizers[0] if trained.optimizers else None
     numbers = {} if optimizer is None else hyperparameters(optimizer, None)
     line = next((shown(line_of(known)) for known in trained.optimizers if line_of(known)), None)
+    stuck = {} if parameter is None else {"parameter": parameter, "unchanged": _unchanged(trained)}
     return Finding(
         kind="stuck-parameter",
         message=message,
         phase="optimizer",
         module=(parameter or "").rpartition(".")[0] or None,
         source=line,
-        evidence={**({} if parameter is None else {"parameter": parameter}), **numbers},
+        evidence={**stuck, **numbers},
         cause=cause,
         remedy=remedy,
     )

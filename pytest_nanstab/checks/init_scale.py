@@ -288,9 +288,21 @@ class _Judged:
         for group in self._groups():
             weights = {weight.view.parameter: weight for weight in reversed(self.weights)}
             first = weights[group.forgotten[0]]
-            what = f"are not {group.scheme.text}"
-            found.append(self._finding(first, group.scheme, group.forgotten, group.parameters, what))
+            found.append(self._forgotten_finding(first, group))
         return found
+
+    def _forgotten_finding(self, first: _Weight, group: _consistency.Group) -> Finding:
+        """Which layers were forgotten is said first; what the others follow stands in the table and the cause."""
+        found = self._finding(first, group.scheme, group.forgotten, group.parameters, "")
+        count, rest = len(group.forgotten), len(group.parameters) - len(group.forgotten)
+        names = first.view.layer or first.view.parameter
+        others = f" and {count - 1} more" if count > 1 else ""
+        told = f"{rest} of {len(group.parameters)} weights of its kind follow {group.scheme.text}"
+        return replace(
+            found,
+            message=f"init scale: {names}{others} kept torch's default",
+            evidence={"forgotten": list(group.forgotten), "others": told, **found.evidence},
+        )
 
     def _finding(
         self, first: _Weight, scheme: Scheme, wrong: Sequence[str], all_of: Sequence[str], what: str
@@ -303,7 +315,7 @@ class _Judged:
             message=f"init scale: {len(wrong)} of {len(all_of)} weights {what if len(wrong) > 1 else _singular(what)}",
             phase="init",
             module=view.layer or None,
-            source=construction_line(self.model, view.layer),
+            source=construction_line(self.model, view.parameter, initialised=True),
             evidence={
                 "parameter": view.parameter,
                 "next": self.next.get(view.parameter),
@@ -319,7 +331,8 @@ def _short_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row for a table of 80 columns."""
     numbers = {"expect": row["expected_std"], "std": row["measured_std"], "ratio": row["ratio"]}
     shown = {name: "" if number is None else _propagation.short(number) for name, number in numbers.items()}
-    return {"layer": row["layer"], "shape": row["shape"], "scheme": row["scheme"], **shown, "verdict": row["verdict"]}
+    layer = row["layer"].replace(".weight", "", 1)
+    return {"layer": layer, "shape": row["shape"], "scheme": row["scheme"], **shown, "verdict": row["verdict"]}
 
 
 def _check_gain(gain: object) -> None:

@@ -74,7 +74,9 @@ class ItemRequest:
     @property
     def again(self) -> str:
         """The command that runs this item alone."""
-        return f'pytest "{self.item.nodeid}"'
+        from pytest_nanstab.items import again
+
+        return again(self.item, explicit=True)
 
     def make_setup(self) -> TrainingSetup:
         """Call the factory with the item's fixtures."""

@@ -229,7 +229,7 @@ class GradientJudge:
         if self.scaling.skipped_in_a_row >= scaling.STUCK_ATTEMPTS:
             self._report_stuck(self.scaling.last_scale, self._skip_spot)
         self._region.run.notes += [*self.tallies.notes(), *self.scaling.notes(), *self._unreached()]
-        useless = self.tallies.useless(dense=self._region.options.dense) if self._region.run.steps else None
+        useless = self.tallies.useless() if self._region.run.steps else None
         if useless is not None:
             self._region.report(verdicts.foreign_clip(self._region.run.steps, useless))
 

@@ -21,8 +21,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     """`torch.autograd.backward` with a look at the loss before it."""
     dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
     clips, scaling = region.gradients.clips, region.gradients.scaling
-    arrived = region.gradients.arrived if region.options.dense else None
-    norms = region.state.norms
+    look, norms = looking(region) if region.options.dense else None, region.state.norms
     inside = False
     stated = region.options.limits.get("max_loss")
     # Beyond the largest number there is only what is not finite, which needs a look in any case.
@@ -65,7 +64,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
                 region.before_backward(tensors, value)
         if clips.calls:
             clips.before_backward(region.backwards)
-        if arrived is not None and (clips.calls or len(norms) != 1):
+        if look is not None and (clips.calls or len(norms) != 1):
             region.gradients.coming()
         inside = True
         try:
@@ -75,11 +74,26 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
             region.backwards += 1
             if region.alert:
                 region.after_backward()
-        if arrived is not None:
-            arrived()
+        if look is not None:
+            look()
         return result
 
     return backward
+
+
+def looking(region: Region) -> Callable[[], None]:
+    """What looks at the gradients that a backward has left."""
+    norms, scaling, simple = region.state.norms, region.gradients.scaling, region.details is None
+
+    def look() -> None:
+        # The common case: one optimizer, and nothing that changes what its gradients mean.
+        if simple and len(norms) == 1 and scaling.scale is None:
+            for norm in norms.values():
+                if norm.glance(region.backwards):
+                    return
+        region.gradients.arrived()
+
+    return look
 
 
 def with_rest(original: Callable[..., Any], others: tuple[Any, ...], more: dict[str, Any]) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +38,6 @@ class GradientNorm:
         elements: how many numbers they are.
         backwards: the backward calls done when the optimizer was last judged.
         looked: the backward calls done when its gradients were last looked at right after one.
-        left: their norm then, in the units of the unscaled loss.
         by_hand: something was seen to change them behind the version counters of torch.
     """
 
@@ -47,12 +45,13 @@ class GradientNorm:
         self.parameters = parameters
         self.groups = groups
         self.backwards = self.looked = 0
-        self.left: float | None = None
+        self._scale = 1.0
+        self._exact: float | None = None
         self.by_hand = False
         self._uses = 0
         self._squared: float | None = None
-        self._state: tuple[int, int] | None = None
-        self._before: tuple[int, int] | None = None
+        self._state: tuple[int, int, int] | None = None
+        self._before: tuple[int, int, int] | None = None
         self._with: list[Tensor] = []  # the parameters that have a gradient, at the last look
         self._without: list[Tensor] = []
         self._buffer: Tensor | None = None
@@ -71,20 +70,40 @@ class GradientNorm:
         pieces = torch.split(self._buffer, sizes)
         self._views = [piece.view(p.shape) for piece, p in zip(pieces, self._with, strict=True)]
 
+    def glance(self, backwards: int) -> bool:
+        """`look` for the common case of a healthy norm without a loss scale; False where it takes more."""
+        squared = self.quick()
+        if squared is None or self._before is not None or not squared < math.inf:
+            return False
+        self._squared, self._exact, self._scale = squared, None, 1.0
+        self._state, self.looked = self._now(), backwards
+        return True
+
     def look(self, backwards: int, scale: float) -> bool:
         """Note what a backward, the last of so many, has left: the raw gradient, whatever is done to it by hand later.
 
         `scale` is the loss scale that is on it. False when the backward has left these gradients alone.
         """
-        state, before, self._before = self._now(), self._before, None
-        if before is not None and state == before:
-            self.looked = backwards if self.looked > self.backwards else self.looked
-            return False  # it was another optimizer's backward
-        self._state, self._squared = state, self.quick()
-        squared = self._squared
-        norm = self.measure() if squared is None or not math.isfinite(squared) else math.sqrt(squared)
-        self.looked, self.left = backwards, None if norm is None else norm / scale
+        state = self._now()
+        if self._before is not None:
+            before, self._before = self._before, None
+            if state == before:
+                self.looked = backwards if self.looked > self.backwards else self.looked
+                return False  # it was another optimizer's backward
+        self._state, self._scale, self._exact = state, scale, None
+        self._squared = squared = self.quick()
+        if squared is None or not squared < math.inf:
+            self._exact = self.measure()
+        self.looked = backwards
         return True
+
+    @property
+    def left(self) -> float | None:
+        """The norm at the last look, in the units of the unscaled loss; None where nothing could be read."""
+        if self._exact is not None:
+            return self._exact / self._scale
+        squared = self._squared
+        return math.sqrt(squared) / self._scale if squared is not None and math.isfinite(squared) else None
 
     def mark(self) -> None:
         """A backward is coming that may leave these gradients alone."""
@@ -110,15 +129,15 @@ class GradientNorm:
         self._uses += 1
         return self.by_hand or self._uses <= _CHECKED_FIRST or self._uses % _CHECKED_EVERY == 0
 
-    def _now(self) -> tuple[int, int] | None:
-        """Something that changes when a gradient is replaced or written to; None where that cannot be told."""
-        gradients: list[Any] = [p.grad for p in self._with or self.parameters]
+    def _now(self) -> tuple[int, int, int] | None:
+        """Something that changes when the first or the last gradient is replaced or written to, which is what a loop
+        over all of them does; None where that cannot be told."""
+        parameters = self._with or self.parameters
         try:
-            return id(gradients[0]), sum([gradient._version for gradient in gradients])
-        except AttributeError:
-            return gradient_state(self.parameters)
-        except (IndexError, RuntimeError):  # an optimizer without parameters; inference tensors have no version
-            return None
+            first, last = parameters[0].grad, parameters[-1].grad
+            return id(first), first._version, last._version  # type: ignore[union-attr]
+        except (AttributeError, IndexError, RuntimeError):  # none there; inference tensors have no version
+            return (*gradient_state(self.parameters), 0) if self.parameters else None
 
     def adopt(self, other: GradientNorm | None) -> None:
         """Take over what was seen of the same gradients before it was known whose they are."""
@@ -126,7 +145,8 @@ class GradientNorm:
             return
         mine, theirs = ({id(p) for p in norm.parameters if p.grad is not None} for norm in (self, other))
         if mine == theirs:
-            self.looked, self.left = other.looked, other.left
+            self.looked, self._scale = other.looked, other._scale
+            self._squared, self._exact = other._squared, other._exact
 
     def measure(self) -> float | None:
         """The norm now; NaN or Inf only when an element is. Parameters without a gradient count as zero.

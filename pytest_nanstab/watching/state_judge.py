@@ -27,6 +27,10 @@ class _LetGo:
 
     groups = 0
 
+    def glance(self, _backwards: int) -> bool:
+        """It is not."""
+        return False
+
     def seen(self, _backwards: int) -> float | None:
         """Nothing is known without holding it."""
         return None

@@ -129,18 +129,17 @@ class Tallies:
         """All notes, in order of the first calls."""
         return [note for tally in self._by_spot.values() for note in tally.notes()]
 
-    def useless(self, *, dense: bool) -> Tally | None:
+    def useless(self) -> Tally | None:
         """Calls none of which can have shaped a step, where no other line's did either.
 
-        Over parameters that nobody has stepped, by an optimizer or by hand; and, where every call is seen, over
-        parameters none of which ever had a gradient.
+        Over parameters that nobody has stepped, by an optimizer or by hand, or none of which ever had a gradient.
         """
         tallies = [tally for tally in self._by_spot.values() if tally.first.parameters]
         if any(tally.taken and tally.calls > tally.empty for tally in tallies):
             return None
         for tally in tallies:
             idle = tally.calls == tally.empty
-            if (dense and tally.calls > 1) if idle else not (tally.taken or tally.moved):
+            if tally.calls > 1 if idle else not (tally.taken or tally.moved):
                 return tally
         return None
 

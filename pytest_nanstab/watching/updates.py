@@ -15,6 +15,9 @@ STUCK_STEPS = 10
 # A gradient of so few eps of the largest one is what rounding leaves of zero, as at a bias in front of a batch norm,
 # which cancels it (measured there: up to 2.5 eps, in float64 to float16).
 NOISE = 4.0
+# ... and one of so little of the largest is a branch that was made small on purpose, such as one under a layer scale of
+# 1e-6 (Touvron et al. 2021, "Going deeper with Image Transformers"): what depth makes so small is told as that.
+SMALL = 1e-5
 
 
 class Updates:
@@ -83,7 +86,7 @@ class Stuck:
             if float(group.get("lr", 1.0)) > 0:
                 moving += [(p, _largest(p.grad)) for p in group["params"] if p.grad is not None]
         top = max((size for _, size in moving), default=0.0)
-        copies = [(p, p.detach().clone()) for p, size in moving if size > NOISE * torch.finfo(p.dtype).eps * top]
+        copies = [(p, p.detach().clone()) for p, size in moving if size > _least(p.dtype) * top]
         for parameter, copy in copies:
             self._compare(parameter, copy)
         return copies
@@ -123,6 +126,10 @@ class Stuck:
     def put_back(self) -> list[Tensor]:
         """The parameters that at least `STUCK_STEPS` steps changed and something restored each time."""
         return [parameter for parameter, count in self._put_back.values() if count >= STUCK_STEPS - 1]
+
+
+def _least(dtype: torch.dtype) -> float:
+    return max(NOISE * torch.finfo(dtype).eps, SMALL)
 
 
 def _stopped(still: int, steps: int) -> bool:
