@@ -155,8 +155,8 @@ def moved(weights: Sequence[Weight], seen: Pass) -> list[Moved]:
         if not view.trainable or weight.seen.is_zero or (weight.names and not view.tied):
             continue
         calls = (op for op in seen.ops if op.mixes and not op.name.startswith("embedding") and _uses(op, view))
-        op = next(calls, None)
-        if op is None or not op.size_in:
+        op = next((op for op in calls if op.size_in), None)  # a recurrence begins with zeros
+        if op is None:
             continue
         gain = gain_of(view)
         if weight.names and not (gain > TIED and weight.seen.std > 0.5):

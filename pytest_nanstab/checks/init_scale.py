@@ -301,7 +301,7 @@ class _Judged:
         return replace(
             found,
             message=f"init scale: {names}{others} kept torch's default",
-            evidence={"forgotten": list(group.forgotten), "others": told, **found.evidence},
+            evidence={**({"forgotten": list(group.forgotten)} if others else {}), "others": told, **found.evidence},
         )
 
     def _finding(

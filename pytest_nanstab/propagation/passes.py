@@ -19,6 +19,7 @@ PASSIVE = frozenset(
     {"add", "sub", "to", "clone", "contiguous", "cat", "stack", "native_dropout", "dropout", "mean", "sum", "index"}
     | {"max_pool2d_with_indices", "max_pool2d", "max_pool1d", "avg_pool2d", "avg_pool1d", "adaptive_avg_pool2d"}
     | {"pad", "constant_pad_nd", "reflection_pad2d", "slice_copy", "index_select", "gather", "copy", "bernoulli"}
+    | {"unsafe_split", "split_with_sizes_copy", "unsafe_split_with_sizes", "unsafe_chunk"}
     | {"div", "mul", "masked_fill", "where", "repeat", "flip", "roll", "amax", "max", "upsample_nearest2d"}
     | {"upsample_bilinear2d", "pixel_shuffle", "scatter", "index_add", "bmm", "native_dropout_backward"}
 )

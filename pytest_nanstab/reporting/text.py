@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 ELLIPSIS = "…"
 _TABLE_ROWS = 20
 _NARROWEST = 6
+_PATHS = frozenset({"layer"})  # columns of dotted paths
 
 # Bidirectional controls are printable by category and can make a terminal show another text than the file holds.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -62,6 +63,11 @@ def cut_middle(text: str, width: int) -> str:
     return head + ELLIPSIS + _head(text[::-1], width - 1 - columns(head))[::-1]
 
 
+def cut_left(text: str, width: int) -> str:
+    """`text`, or as much of its end as fits `width` columns behind an ellipsis: of a dotted path it says the most."""
+    return text if columns(text) <= width else ELLIPSIS + _head(text[::-1], width - 1)[::-1]
+
+
 def _head(text: str, width: int) -> str:
     used = 0
     for index, char in enumerate(text):
@@ -110,14 +116,16 @@ def listed(items: Sequence[object], *, most: int = 10) -> str:
 def table(rows: Sequence[Mapping[str, object]], width: int, *, most: int = _TABLE_ROWS) -> list[str]:
     """A header and one line per row, at most `most`, fitted into `width` columns.
 
-    Columns shrink, the widest first, with an ellipsis in the middle of what is too long; the last ones go if they must.
+    Columns shrink, the widest first, with an ellipsis in the middle of what is too long, or in front of a layer's path;
+    the last ones go if they must.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[escape(name) for name in names]]
     cells += [[number(row.get(name, "")) for name in names] for row in rows[:most]]
     widths = _fit_widths([max(map(columns, column)) for column in zip(*cells, strict=True)], width)
     numeric = [all(_is_number(row.get(name, 0)) for row in rows) for name in names]
-    lines = [_table_line(line, widths, numeric) for line in cells]
+    paths = [name in _PATHS for name in names]
+    lines = [_table_line(line, widths, numeric, paths) for line in cells]
     return [*lines, *([f"{ELLIPSIS} and {plural(len(rows) - most, 'more row')}"] if len(rows) > most else [])]
 
 
@@ -147,9 +155,9 @@ def _total(widths: Iterable[int]) -> int:
     return sum(parts) + 2 * (len(parts) - 1)
 
 
-def _table_line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+def _table_line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], paths: Sequence[bool]) -> str:
     shown = [
-        pad(cut_middle(cell, width), width, right=right) if width else ELLIPSIS
-        for cell, width, right in zip(cells, widths, numeric, strict=False)
+        pad((cut_left if path else cut_middle)(cell, width), width, right=right) if width else ELLIPSIS
+        for cell, width, right, path in zip(cells, widths, numeric, paths, strict=False)
     ]
     return "  ".join(shown).rstrip()
