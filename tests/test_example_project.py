@@ -41,6 +41,7 @@ NAMED = {
     "rate_too_large",
     "saturated_tanh",
     "scaled_clip",
+    "sigmoid_depth",
     "suite_constant_feature",
     "unit_normal_weights",
     "where_gradient",

@@ -24,8 +24,9 @@ class DeepNet(nn.Module):
 
     def __init__(self, activation: type[nn.Module], depth: int = 10, width: int = 64) -> None:
         super().__init__()
-        hidden = [layer for _ in range(depth) for layer in (nn.Linear(width, width), activation())]
-        self.hidden = nn.Sequential(*hidden)  # culprit
+        blocks = [(nn.Linear(width, width), activation()) for _ in range(depth)]  # culprit
+        hidden = [layer for block in blocks for layer in block]
+        self.hidden = nn.Sequential(*hidden)
         self.head = nn.Linear(width, 10)
         for layer in hidden[::2]:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ from pytest_nanstab.checks._spread import Measured
 from pytest_nanstab.checks._weights import View
 from pytest_nanstab.checks.gradients import depth_finding, table
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.propagation.depth import Depth, gradient_depth, layers_of, place, signal_depth
+from pytest_nanstab.propagation.depth import FEWEST, Depth, Layer, gradient_depth, layers_of, place, signal_depth
 from pytest_nanstab.propagation.following import Follower, followers
-from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass
+from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass, ratio
 
 # A weight enlarges what it is given by its root mean square times sqrt(fan_in). Recognised schemes stay within 2;
 # what healthy programs make up themselves stays under 1 (`tests/test_calibration.py`); N(0, 1) gives sqrt(fan_in).
@@ -389,24 +389,43 @@ def extrapolated(depth: Depth) -> str:
     )
 
 
-def profile(seen: Pass) -> list[dict[str, Any]]:
-    """The layers in order with the sizes of signal and gradient and what follows each, for reports."""
-    return list(_profile(seen))
+def summary(seen: Pass) -> list[str]:
+    """What depth, attention and residual streams make of the first pass, in a line each."""
+    layers = layers_of(seen)
+    told = [_over_depth(layers), _attention(seen), _stream(seen)]
+    return [line for line in told if line]
 
 
-def _profile(seen: Pass) -> Iterator[dict[str, Any]]:
-    follow = followers(seen)
-    layers = layers_of(seen, frozen=True)
-    for layer, before in zip(layers, [None, *layers], strict=False):
-        op = layer.op
-        factor = None if before is None or not before.op.size or not op.size else op.size / before.op.size
-        yield {
-            "layer": layer.name,
-            "signal": op.size,
-            "factor": factor,
-            "gradient": op.gradient,
-            "next": follow[op.index].name,
-        }
+def _over_depth(layers: Sequence[Layer]) -> str | None:
+    if len(layers) < FEWEST:
+        return None
+    first, last = layers[0].op, layers[-1].op
+    parts = []
+    for what, total in (
+        ("signal", ratio(last.size_in, first.size)),
+        ("gradient", ratio(first.sensitivity, last.sensitivity)),
+    ):
+        if total:
+            parts.append(f"{what} x{total ** (1 / (len(layers) - 1)):.3g} per layer, x{total:.2g} after {len(layers)}")
+    return "; ".join(parts) or None
+
+
+def _attention(seen: Pass) -> str | None:
+    known = [(op.entropy, op.spread) for op in seen.ops if op.entropy is not None and op.spread is not None]
+    if not known:
+        return None
+    entropy, spread = min(value for value, _ in known), max(value for _, value in known)
+    return f"attention: at least {entropy:.2g} of the possible entropy, logits at most {spread:.2g} apart"
+
+
+def _stream(seen: Pass) -> str | None:
+    """Additions of two activations of one shape, of which one is the sum before: a residual stream."""
+    sums = [
+        op for op in seen.ops if op.name == "add" and op.size and not op.weights and (len(op.sources) > 1 or op.raw)
+    ]
+    if len(sums) < FEWEST or sums[0].shape != sums[-1].shape or not sums[0].size or not sums[-1].size:
+        return None
+    return f"residual stream x{sums[-1].size / sums[0].size:.2g} over {len(sums)} additions"
 
 
 def _finding(

@@ -236,7 +236,7 @@ def _depth_cause(depth: Depth, name: str) -> str:
     if not depth.vanishes:
         return "every layer multiplies the gradient on its way back, and no normalisation or skip connection bounds it"
     if name in ("sigmoid", "hardsigmoid"):
-        return f"each sigmoid passes on x{per_layer:.2g} of the gradient (its slope is at most 1/4)"
+        return f"each sigmoid takes the gradient down x{per_layer:.2g} against the signal: its slope is at most 1/4"
     if name in ("tanh", "hardtanh"):
         return f"the tanh units are saturated: each layer of them passes on x{per_layer:.2g} of the gradient"
     if name in ("softmax",):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -48,9 +48,12 @@ def assert_init_scale(
     none.
 
     "auto" recognises the scheme of each layer and fails for non-finite weights, equal output units, and layers that
-    kept torch's default while at least 3 and 60 % of their type follow one other scheme; with `batch` also for a weight
-    that no scheme explains and that changes the signal more than 30-fold, and for a signal that leaves [1e-6, 1e6] of
-    its first size. Zero and identity weights are accepted; torch's default by itself is never a fault.
+    kept torch's default while at least 3 and 60 % of their type follow one other scheme; with `batch`, from
+    one forward and backward pass, also for a weight that no scheme explains and whose gain leaves [1/20, 3] while
+    nothing behind it takes that back, a signal or gradient that leaves [1/1000, 1000] over the depth, weights of zero
+    without gradient, and attention that is one-hot; a last layer behind a normalisation, or one without the rectifier
+    that the others' scheme is meant for, may keep its default. Zero and identity weights are accepted; torch's default
+    by itself is never a fault. The thresholds are calibrated on healthy programs (`benchmarks/calibration.py`).
 
     Args:
         model: a model nobody has trained yet. It is run and left as it was.
@@ -88,15 +91,45 @@ def init_scale_findings(
     skip: Patterns = (),
 ) -> list[Finding]:
     """What `assert_init_scale` would raise, the root cause first."""
+    return init_scale_report(
+        model, scheme, batch=batch, loss=loss, nonlinearity=nonlinearity, gain=gain, only=only, skip=skip
+    ).findings
+
+
+@dataclass
+class Report:
+    """What the check found.
+
+    Attributes:
+        findings: the root cause first.
+        notes: what signal and gradient do over the depth, and what attention and residual streams make of them.
+    """
+
+    findings: list[Finding]
+    notes: list[str] = field(default_factory=list)
+
+
+def init_scale_report(
+    model: nn.Module,
+    scheme: str | Mapping[str, str] = "auto",
+    *,
+    batch: Any = None,
+    loss: Loss | None = None,
+    nonlinearity: str | None = None,
+    gain: float | None = None,
+    only: Patterns = (),
+    skip: Patterns = (),
+) -> Report:
+    """The findings, and notes on the first pass where "auto" made one."""
     if loss is not None and batch is None:
         raise TypeError("loss needs a batch to run on")
     judged = _Judged(model, scheme, gain=gain, nonlinearity=nonlinearity, only=only, skip=skip)
     nonfinite = _nonfinite(model, judged)
     if nonfinite:  # the spread of NaN is no spread
-        return nonfinite
+        return Report(nonfinite)
     if batch is None or not judged.auto:
         with evaluating(model):
-            return judged.findings()
+            return Report(judged.findings())
     _signal.check_finite(batch)
     seen = _signal.first_pass(model, batch, loss)
     judged.add_used(_propagation.used_parameters(seen))
@@ -104,7 +137,7 @@ def init_scale_findings(
     judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
-    return findings + _propagation.signal_findings(model, judged.weights, seen)
+    return Report(findings + _propagation.signal_findings(model, judged.weights, seen), _propagation.summary(seen))
 
 
 def init_scale_rows(

@@ -150,7 +150,7 @@ def _place(request: ItemRequest, finding: Finding, setup: TrainingSetup | None) 
 
 def _init_scale(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
-    from pytest_nanstab.checks.init_scale import init_scale_findings, init_scale_rows
+    from pytest_nanstab.checks.init_scale import init_scale_report, init_scale_rows
 
     scheme = request.spec.init_scale
     with seeded(seed):
@@ -160,8 +160,8 @@ def _init_scale(request: ItemRequest, seed: int) -> Verdict:
             batch = None  # what a forward pass would show is the data's fault, and finite_data's to tell
         with modes(setup.model, training=True), _inapplicable(ValueError, "no weight matrix", "init_scale"):
             rows = init_scale_rows(setup.model, scheme)
-            found = init_scale_findings(setup.model, scheme, batch=batch, loss=None if batch is None else setup.loss)
-    return Verdict(found, init_scale=rows)
+            report = init_scale_report(setup.model, scheme, batch=batch, loss=None if batch is None else setup.loss)
+    return Verdict(report.findings, init_scale=rows, notes=report.notes)
 
 
 def _finite_data(request: ItemRequest, seed: int) -> Verdict:
