@@ -856,3 +856,95 @@ def pytest_runtest_teardown(item):
     limits = "{'max_grad_norm': Limit(value=1e-09, source='call')}"
     assert f"record finite_steps 32-true 3 {limits} 4 []" in run.text
     assert f"record gradient_bounds 32-true 3 {limits} 4 ['limit']" in run.text
+
+
+def test_the_output_of_a_vanishing_gradient(run):
+    """Layer by layer, with the user's line, the steps before, cause and remedy, in 80 columns."""
+    run(
+        """
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(9))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.sigmoid(layer(x))
+        return self.head(x)
+
+@stability_suite(steps=12, checks="gradient_bounds")
+def test_net():
+    model = Deep()
+    return setup_of(model, optimizer=SGD(model.parameters(), 0.01))
+"""
+    )
+    block = run.text[run.text.index("the gradient vanishes") :]
+    lines = [line for line in block.split("test_it.py:")[0].splitlines() if not line.lstrip().startswith("again")]
+    assert all(len(line) <= 80 for line in lines[1:])
+    run.result.stdout.re_match_lines(
+        [
+            r"the gradient vanishes: x0\.\d+ per layer, \S+ after \d, at layers\.0$",
+            r" +> +\d+ \| +self\.layers = nn\.ModuleList\(nn\.Linear\(4, 4\) for _ in range\(.*",
+            r"  phase     backward, seed 0, precision 32-true, cpu$",
+            r"  module    layers\.0$",
+            r"  table     layer +signal +gradient +factor$",
+            r" +layers\.0( +\S+){3}$",
+            r"  way       \S+ back to layers\.0$",
+            r"  factors   sigmoid x\S+, .*",
+            r"  steps     step +loss +grad norm +update$",
+            r" +1( +\S+){3}$",
+            r" +…$",
+            r" +12( +\S+){3}$",
+            r"  cause     each sigmoid takes the gradient down x0\.\d+ against the signal: its$",
+            r"  remedy    ReLU, LeakyReLU or ELU in place of sigmoid, residual connections, or$",
+            r'  again     pytest "test_it\.py::test_net\[gradient_bounds-32-true\]"$',
+            r"test_it\.py:\d+: StabilityError$",
+        ]
+    )
+
+
+def test_the_init_call_is_named(run):
+    """A weight that nothing explains is told with the line that wrote it, and what follows it in the graph."""
+    run(
+        """
+def initialise(module):
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight)
+
+@stability_suite(steps=2, checks="init_scale")
+def test_net():
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+    return setup_of(model.apply(initialise))
+"""
+    )
+    run.result.stdout.re_match_lines(
+        [
+            r"init scale: 2\.weight enlarges the signal x\d\.\d+$",
+            r"    > \d+ \|         nn\.init\.normal_\(module\.weight\)$",
+            r"  table      layer +shape +scheme +expect +std +ratio +verdict$",
+            r"  next       relu follows it \(3, .*",
+            r"  remedy     init\.kaiming_normal_\(model\[2\]\.weight, nonlinearity='relu'\)$",
+        ]
+    )
+
+
+def test_notes_stand_in_verbose_output_and_in_the_report(run, pytester):
+    """Frozen parts and clips that never act fail nothing, and are told."""
+    run(
+        """
+@stability_suite(steps=12, checks=["init_scale", "gradient_bounds"])
+def test_net():
+    model = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    return setup_of(model, optimizer=SGD(model.parameters(), 0.01), clip_grad_norm=1e6)
+""",
+        "-v",
+        "--nanstab-report=r.json",
+    )
+    run.result.assert_outcomes(passed=2)
+    assert "frozen: 0.weight and 1 more" in run.text
+    assert "clip_grad_norm_(1e+06) was never active in 12 calls" in run.text.replace("\n    ", " ")
+    import json
+
+    tests = json.loads(pytester.path.joinpath("r.json").read_text(encoding="utf-8"))["tests"]
+    assert any("frozen: 0.weight and 1 more" in test["notes"] for test in tests)

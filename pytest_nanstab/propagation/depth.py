@@ -118,9 +118,15 @@ def place(depth: Depth) -> str:
 def _name(op: Op) -> str:
     """The module where all its parameters live, else the longest name."""
     names = sorted(op.weights, key=lambda name: ("bias" in name, name))
-    owners = {name.partition(".parametrizations.")[0].rpartition(".")[0] for name in names}
+    owners = {_owner(name) for name in names}
     owner = owners.pop() if len(owners) == 1 else None
     return owner or names[0]
+
+
+def _owner(name: str) -> str:
+    """The module a parameter belongs to, also through a parametrization."""
+    module, parametrized, _ = name.partition(".parametrizations.")
+    return module if parametrized else name.rpartition(".")[0]
 
 
 def gradient_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | None:
