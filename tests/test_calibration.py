@@ -14,6 +14,8 @@ import torch
 import zoo
 from zoo.judged import gradient_verdicts, init_verdicts
 
+from pytest_nanstab.suite.precision import InapplicableError
+
 STEPS = 30
 _number = count()
 
@@ -52,9 +54,17 @@ def test_no_healthy_model_is_accused_of_its_initial_scale(name):
 @healthy
 def test_no_healthy_training_is_accused(name, optimizer, precision):
     """Neither growth, decay, dead units nor saturation is found where there is none."""
-    found, _, failed = gradient_verdicts(zoo.HEALTHY[name], optimizer, precision, steps=STEPS)
+    found, _, failed = verdicts(zoo.HEALTHY[name], optimizer, precision, STEPS)
     assert [finding.message for finding in found] == []
     assert failed is None
+
+
+def verdicts(program, optimizer, precision, steps):
+    """What a training shows; the oldest torch has no kernels for some losses in half precision."""
+    try:
+        return gradient_verdicts(program, optimizer, precision, steps=steps)
+    except InapplicableError as error:
+        pytest.skip(str(error))
 
 
 def told(findings):
@@ -70,7 +80,7 @@ def test_every_sick_program_is_named(name):
     if program.check == "init_scale":
         found = init_verdicts(program)
     else:
-        found, _, _ = gradient_verdicts(program, program.optimizers[0], program.precisions[0], steps=50)
+        found, _, _ = verdicts(program, program.optimizers[0], program.precisions[0], 50)
     assert found, f"{name} was not found: {program.make.__doc__}"
     assert found[0].kind in program.kinds
     assert program.module in (found[0].module or "")
