@@ -28,6 +28,7 @@ import zoo
 from zoo.judged import init_verdicts, made, trained_by
 
 from pytest_nanstab.checks import _propagation, _signal, _units, gradients
+from pytest_nanstab.checks._stuck import Trained
 from pytest_nanstab.checks.gradients import gradient_findings
 from pytest_nanstab.propagation import depth
 from pytest_nanstab.suite.batching import cycle
@@ -55,7 +56,7 @@ def everything_is_found() -> Iterator[None]:
         depth.SMALLEST, _units.DEAD, _units.SATURATED = before
 
 
-def figures(trained: gradients.Trained, fresh: Any) -> dict[str, float]:
+def figures(trained: Trained, fresh: Any) -> dict[str, float]:
     """The figures of one training, as far as it has them."""
     seen = [one for one in trained.passes if one.failed is None]
     with everything_is_found():
@@ -73,7 +74,7 @@ def figures(trained: gradients.Trained, fresh: Any) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def grown(trained: gradients.Trained) -> float | None:
+def grown(trained: Trained) -> float | None:
     run = trained.run
     norms, losses = ([value for value in values if value is not None] for values in (run.grad_norm, run.loss))
     quarter = len(norms) // 4

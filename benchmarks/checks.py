@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from workloads import WORKLOADS, build
 
 from pytest_nanstab.checks._signal import first_pass
-from pytest_nanstab.checks.gradients import Trained, gradient_findings
+from pytest_nanstab.checks._stuck import Trained
+from pytest_nanstab.checks.gradients import gradient_findings
 from pytest_nanstab.checks.init_scale import init_scale_findings
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region

@@ -24,6 +24,9 @@ from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass, ratio
 # A weight enlarges what it is given by its root mean square times sqrt(fan_in). Recognised schemes stay within 2;
 # what healthy programs make up themselves stays under 1 (`tests/test_calibration.py`); N(0, 1) gives sqrt(fan_in).
 LARGE, SMALL = 3.0, 0.05
+# The measured gain may be smaller, by what the inputs have in common; a result of about unit size needs no excuse.
+MEASURED, UNIT = 0.6, 1.5
+LARGE_BIAS, DROWNING = 3.0, 10.0
 # What a bare N(0, 1) embedding may do as an output layer: logits of size sqrt(d) for d up to 64.
 TIED = 8.0
 # A bounded activation that is flat at more than this share of its values does not take a large weight back.
@@ -56,7 +59,7 @@ def signal_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> 
     changed = _moved_findings(model, weights, seen)
     if changed and len(moved(weights, seen)) * 2 >= len(layers_of(seen, frozen=True)):
         return changed  # what depth makes of them is their doing
-    return [*changed, *depths] or _silent(model, weights, seen) or _one_hot(model, seen)
+    return [*changed, *depths] or _silent(model, weights, seen) or _drowned(model, seen) or _one_hot(model, seen)
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,9 @@ class Excused:
         followers = set(group.parameters) - set(group.forgotten)
         if followers and len(followers & self.moving) * 2 > len(followers):
             return True
-        if len(group.forgotten) > 1:
-            return False
-        # He's gain is meant for the rectifier behind a layer; a last layer has none.
-        only = group.forgotten[0]
-        return only in self.heads or (only in self.last and group.scheme.name.startswith("kaiming"))
+        # He's gain, or another above 1, is meant for the non-linearity behind a layer; a last layer has none.
+        meant = group.scheme.name.startswith(("kaiming", "orthogonal"))
+        return all(name in self.heads or (meant and name in self.last) for name in group.forgotten)
 
 
 def told_followers(weights: Sequence[Weight], seen: Pass) -> dict[str, str]:
@@ -101,11 +102,17 @@ def excused(weights: Sequence[Weight], seen: Pass) -> Excused:
     ends = [layer.op for layer in layers if not layer.below]
     last = frozenset().union(*(op.weights for op in ends)) if ends else frozenset()
     heads = [op.weights for op in ends if _normalised(op)]
+    unscaled = [weight.view.parameter for weight in weights if not weight.names and _is_unscaled(weight)]
     return Excused(
-        frozenset(item.weight.view.parameter for item in moved(weights, seen)),
+        frozenset(item.weight.view.parameter for item in moved(weights, seen)) | frozenset(unscaled),
         frozenset().union(*heads) if heads else frozenset(),
         last,
     )
+
+
+def _is_unscaled(weight: Weight) -> bool:
+    """Whether nobody should be told to follow a weight, even where a normalisation takes its scale back."""
+    return not weight.seen.is_zero and not SMALL <= gain_of(weight.view) <= LARGE
 
 
 def _normalised(op: Op) -> bool:
@@ -161,20 +168,28 @@ def moved(weights: Sequence[Weight], seen: Pass) -> list[Moved]:
         gain = gain_of(view)
         if weight.names and not (gain > TIED and weight.seen.std > 0.5):
             continue
-        if (gain > LARGE and not _shrunk_again(op, follow[op.index], consumers)) or (
+        if (gain > LARGE and _enlarges(op) and not _shrunk_again(op, follow[op.index], consumers)) or (
             gain < SMALL and _lost(op, follow[op.index], consumers)
         ):
             found.append(Moved(weight, op, gain, follow[op.index]))
     return found
 
 
-def used_parameters(seen: Pass) -> dict[str, int]:
-    """The parameters that the pass has multiplied with, and the last size of the result."""
-    found: dict[str, int] = {}
+def _enlarges(op: Op) -> bool:
+    """Whether the operation really makes the signal larger than it should be: its weight may be scaled or normalised on
+    the way, and a look-up, or an average of rows, brings a small signal to the size of the rows."""
+    if op.name in RECURRENT or not op.size or not op.size_in:
+        return True
+    return op.size > UNIT and op.size > MEASURED * LARGE * op.size_in
+
+
+def used_parameters(seen: Pass) -> dict[str, tuple[int, bool]]:
+    """The parameters that the pass has multiplied with: the last size of the result, and whether by a convolution."""
+    found: dict[str, tuple[int, bool]] = {}
     for op in seen.ops:
-        if op.name in ("linear", "matmul") and op.mixes and op.shape:
+        if op.name in ("linear", "matmul", "conv") and op.mixes and op.shape:
             for name in op.weights:
-                found.setdefault(name, op.shape[-1])
+                found.setdefault(name, (op.shape[-1], op.name == "conv"))
     return found
 
 
@@ -249,7 +264,10 @@ def _moved_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> 
                 "table": [_moved_row(item) for item in found],
             },
             source=construction_line(model, view.parameter, initialised=True),
-            cause=f"{view.name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes "
+            cause=f"{view.name} has mean {first.weight.seen.mean:.4g} and std {std:.4g}, so what all inputs share is "
+            f"multiplied by their number; {scheme.text} has mean 0 and std {usual:.4g}"
+            if abs(first.weight.seen.mean) > 0.3 * std
+            else f"{view.name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes "
             f"that back; {scheme.text} would give {usual:.4g}",
             remedy=remedy_for(scheme, view),
         )
@@ -323,6 +341,32 @@ def _silent(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Fin
                 remedy=scheme.remedy(view),
             )
         ]
+    return []
+
+
+def _drowned(model: nn.Module, seen: Pass) -> list[Finding]:
+    """A bias between layers that is ten times what the weights make of the input, and larger than 3: the layers behind
+    see hardly anything else. A last layer's bias is a prior, and a normalisation takes it away."""
+    follow = followers(seen)
+    named = dict(model.named_parameters())
+    for layer in layers_of(seen):
+        op, name = layer.op, f"{layer.name}.bias"
+        if name not in named or not layer.below or not op.size or follow[op.index].normalises:
+            continue
+        size = float(named[name].detach().float().square().mean().sqrt())
+        rest = math.sqrt(max(op.size**2 - size**2, 0.0))
+        if size > LARGE_BIAS and size > DROWNING * rest:
+            return [
+                _finding(
+                    model,
+                    layer.name,
+                    f"init scale: {name} drowns the signal, x{size / max(rest, 1e-30):.3g} its size",
+                    {"parameter": name, "next": follow[op.index].told(), "bias": f"root mean square {size:.3g}"},
+                    source=construction_line(model, name, initialised=True),
+                    cause="the bias is far larger than what the weights make of the input, so all samples look alike",
+                    remedy=f"init.zeros_({_schemes.attribute(name)})",
+                )
+            ]
     return []
 
 

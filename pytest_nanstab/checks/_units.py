@@ -11,6 +11,7 @@ from pytest_nanstab.propagation.passes import Op, Pass
 # Share of a layer's units that may be dead. Healthy programs stay under 0.6 (`tests/test_calibration.py`); He et al.
 # 2015 and Lu et al. 2019 ("Dying ReLU and initialization") know a few per cent to a half.
 DEAD = 0.7
+WIDE, NARROW = 16, 8
 # Share of the elements of a bounded activation at which its slope is under a hundredth of the largest. Healthy hidden
 # activations stay under 0.4; what goes straight into the loss may saturate, that is what it is trained for.
 SATURATED = 0.9
@@ -67,7 +68,32 @@ def dead_units(passes: Sequence[Pass]) -> list[Dead]:
             both = op.dead if known is None else tuple(a and b for a, b in zip(known[2], op.dead, strict=True))
             found[key] = (op, feeds, both)
     results = [Dead(op, feeds, sum(units), len(units)) for op, feeds, units in found.values()]
-    return [result for result in results if result.dead >= DEAD * result.units]
+    return [result for result in results if result.dead >= DEAD * result.units and _matters(result)]
+
+
+def _matters(dead: Dead) -> bool:
+    """Whether the dead units are no coin toss of a narrow layer: of fewer than 16 all must be dead, and of fewer than 8
+    the layers before them cut off, as they are not in a branch such as a squeeze-and-excitation gate."""
+    if dead.units >= WIDE:
+        return True
+    if dead.dead < dead.units:
+        return False
+    if dead.units >= NARROW or dead.feeds is None:
+        return True
+    return not any(op.gradient for op in _all_before(dead.feeds))
+
+
+def _all_before(op: Op) -> list[Op]:
+    """All trained weight-bearing operations before one."""
+    waiting, known, found = [op], {op.index}, []
+    while waiting:
+        for source in waiting.pop().sources:
+            if source.index not in known:
+                known.add(source.index)
+                waiting.append(source)
+                if source.mixes and source.trained:
+                    found.append(source)
+    return found
 
 
 def flat_activations(passes: Sequence[Pass], *, fresh: bool = False) -> list[Flat]:

@@ -92,7 +92,7 @@ def _tied(known: View, other: View) -> View:
 def _original(module: nn.Module, parameter: str, effective: Tensor) -> object:
     """What identifies a weight: the parameter, or the module's own parametrization of it."""
     name = parameter.rpartition(".")[2]
-    own = module._parameters.get(name)
+    own = dict(module.named_parameters(recurse=False)).get(name)
     return effective if own is None else own
 
 
@@ -120,7 +120,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _trainable(module: nn.Module, name: str) -> bool:
-    own = module._parameters.get(name)
+    own = dict(module.named_parameters(recurse=False)).get(name)
     return own is None or own.requires_grad
 
 
@@ -257,19 +257,23 @@ def _transformers_conv(path: str, module: Any) -> Iterator[View]:
     yield from _Slot(path, module).whole("Conv1D", fans, Expected(0.02, NORMAL), values=weight.T)
 
 
-def view_used(model: nn.Module, parameter: str, fan_out: int) -> View | None:
+def view_used(model: nn.Module, parameter: str, fan_out: int, *, channels: bool = False) -> View | None:
     """A parameter of the user's own that a pass has multiplied with, whatever it is called: `fan_out` is the last size
-    of the result. None for what is no matrix."""
+    of the result, `channels` tells that it was a convolution. None for what is no matrix."""
     path, _, name = parameter.rpartition(".")
     module = model.get_submodule(path)
     weight = _weight(module, name)
-    if weight is None or weight.dim() < 2 or min(weight.shape[-2:]) < 2:
+    if weight is None or weight.dim() < 2 or (not channels and min(weight.shape[-2:]) < 2):
         return None
+    slot = _Slot(path, module, name)
+    if channels:
+        size, field = weight.shape[:2], math.prod(weight.shape[2:])
+        fans = [(size[1] * field, size[0] * field)]
+        return next(slot.whole(type(module).__name__, fans, None, values=weight.detach().flatten(1)), None)
     rows, columns = weight.shape[-2:]
     # x @ w has its outputs last, F.linear(x, w) first.
     values = weight.detach().transpose(-1, -2) if columns == fan_out else weight.detach()
     fans = [(columns, rows), (rows, columns)]
-    slot = _Slot(path, module, name)
     return next(slot.whole(type(module).__name__, fans, None, values=values.reshape(-1, values.shape[-1])), None)
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from pytest_nanstab.attribution.constructions import line_of
 from pytest_nanstab.attribution.source import shown
 from pytest_nanstab.checks import _units
 from pytest_nanstab.checks._construction import construction_line
+from pytest_nanstab.checks._stuck import Trained, only_rounding, several, stuck_findings
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.propagation.depth import Depth, gradient_depth, place
 from pytest_nanstab.propagation.passes import Op, Pass
@@ -34,33 +34,6 @@ GROWTH_STEPS = 12
 # rises fivefold as well, or falls without bound.
 GROWN_WITH_LOSS, GROWN_DOWNWARDS, GROWN_ALONE, LOSS_GROWN = 3.0, 10.0, 1e3, 5.0
 _ROWS = 12
-_LARGE_EPS = 1e-2
-_NAMED = 4
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training leaves to be judged.
-
-    Attributes:
-        model: the trained model.
-        optimizers: its optimizers, in order of stepping.
-        run: the measurements, with details.
-        passes: observed passes over a few batches, at the end.
-        stuck: names of the parameters that no step changed although each had a gradient and a learning rate.
-        restored: those that something put back after each step.
-        unmoved: whether no parameter of the model has changed at all, although some had a gradient.
-        context: merged into the evidence of every finding.
-    """
-
-    model: nn.Module
-    optimizers: Sequence[Optimizer]
-    run: Run
-    passes: Sequence[Pass] = ()
-    stuck: Sequence[str] = ()
-    restored: Sequence[str] = ()
-    unmoved: bool = False
-    context: Mapping[str, Any] | None = None
 
 
 def gradient_findings(trained: Trained) -> list[Finding]:
@@ -69,7 +42,7 @@ def gradient_findings(trained: Trained) -> list[Finding]:
     lost = [] if growing else [*_dead(trained), *_flat(trained)]
     if not lost:
         lost = [found for found in (_depth(trained, exploded=bool(growing)),) if found is not None]
-    found = [*growing, *lost, *_stuck(trained)]
+    found = [*growing, *lost, *stuck_findings(trained)]
     context = dict(trained.context or {})
     told = telemetry(trained.run)
     return [replace(finding, evidence={**context, **finding.evidence, **told}) for finding in found]
@@ -240,7 +213,10 @@ def _depth_cause(depth: Depth, name: str) -> str:
     if name in ("tanh", "hardtanh"):
         return f"the tanh units are saturated: each layer of them passes on x{per_layer:.2g} of the gradient"
     if name in ("softmax",):
-        return f"a softmax that is all but one-hot passes on x{per_layer:.2g} of the gradient"
+        return (
+            f"the softmax passes on x{per_layer:.2g} of the gradient: it is all but one-hot, or what it weighs is all "
+            "alike (rank collapse of attention without skip connections)"
+        )
     if name in ("linear", "conv", "matmul", "conv_transpose"):
         return f"the weights are too small for this depth: each layer passes on x{per_layer:.2g} of the gradient"
     return f"{name or 'the way back'} passes on x{per_layer:.2g} of the gradient per layer, and nothing takes it back"
@@ -252,7 +228,7 @@ def _depth_remedy(depth: Depth, name: str) -> str:
     if name in ("sigmoid", "hardsigmoid", "tanh", "hardtanh"):
         return f"ReLU, LeakyReLU or ELU in place of {name}, residual connections, or BatchNorm/LayerNorm between layers"
     if name == "softmax":
-        return "scale the logits (1/sqrt(d_k)) or normalise what goes into them"
+        return "skip connections around the attention, scale the logits (1/sqrt(d_k)), or normalise what goes into them"
     return "init.kaiming_normal_(weight, nonlinearity='relu') or xavier, residual connections, or normalisation"
 
 
@@ -303,14 +279,24 @@ def _dead(trained: Trained) -> Iterator[Finding]:
             op=dead.op.name,
             source=_unit_line(trained.model, name, dead.op),
             evidence={
-                "dead": f"{dead.dead} of {dead.units} units are 0 for every sample of {len(trained.passes)} batches",
+                "dead": f"{dead.dead} of {dead.units} units are flat for all samples of {len(trained.passes)} batches",
                 "input": _input_words(dead.op),
                 **_optimizer_words(trained),
             },
-            cause="what goes into them is negative for all the data, so their slope is 0 and no gradient brings them "
-            "back: a large negative bias, all-negative weights, or a step that was far too large",
+            cause=_why_dead(dead.op),
             remedy="LeakyReLU or ELU, a bias of 0, a lower learning rate with warm-up, or normalisation before it",
         )
+
+
+def _why_dead(op: Op) -> str:
+    if any(source.size == 0 for source in op.sources):
+        return "what goes into them is exactly 0 for all the data: weights or a scale of zero before them"
+    if op.top:
+        return "what goes into them is beyond their upper end for all the data, where their slope is 0"
+    return (
+        "what goes into them is negative for all the data, so their slope is 0 and no gradient brings them back: a "
+        "large negative bias, all-negative weights, or a step that was far too large"
+    )
 
 
 def _optimizer_words(trained: Trained) -> dict[str, Any]:
@@ -369,110 +355,6 @@ def _is_activation(model: nn.Module, path: str) -> bool:
     return type(module).__module__.startswith("torch.nn")
 
 
-# --- parameters that do not move
-
-
-def _stuck(trained: Trained) -> Iterator[Finding]:
-    if trained.unmoved:
-        names = [name for name, history in trained.run.parameters.items() if any(history.update_ratio)]
-        cause = (
-            "the optimizer steps other tensors: a copy, or parameters that were replaced after it was made"
-            if names
-            else "no update was large enough to change a bit, or none reached the parameters"
-        )
-        remedy = "make the optimizer from model.parameters() after the model is complete, or copy its masters back"
-        message = "no parameter of the model has changed, although they have gradients"
-        yield _stuck_finding(trained, message, None, cause, remedy)
-        return
-    if trained.restored:
-        yield _stuck_finding(
-            trained,
-            f"something puts {_several(trained.restored)} back after every step",
-            trained.restored[0],
-            "the steps change it, and before the next one it holds its old value again",
-            "look for what writes to it: a state that is loaded, an average that is copied, a hook",
-        )
-    if trained.stuck and not _only_rounding(trained):
-        name = trained.stuck[0]
-        message = f"no step changed {_several(trained.stuck)}, despite the gradient"
-        yield _stuck_finding(trained, message, name, *_why_stuck(trained, name))
-
-
-def _only_rounding(trained: Trained) -> bool:
-    """Whether less than half of what is trained is stuck, in a dtype that rounds so coarsely that this is expected: the
-    weights of a normalisation stay at 1 in bfloat16 at any usual rate. That is told in a note."""
-    named = dict(trained.model.named_parameters())
-    stuck = [named[name] for name in trained.stuck if name in named]
-    if len(stuck) < len(trained.stuck) or any(parameter.element_size() >= 4 for parameter in stuck):
-        return False
-    moved = [named[name] for name in trained.run.parameters if name in named and name not in trained.stuck]
-    count, size = len(stuck), sum(parameter.numel() for parameter in stuck)
-    return count < len(moved) and size < sum(parameter.numel() for parameter in moved)
-
-
-def _why_stuck(trained: Trained, name: str) -> tuple[str, str]:
-    """Cause and remedy: too coarse a dtype, an eps that swamps the gradient, or a rate that is too small."""
-    parameter = dict(trained.model.named_parameters()).get(name)
-    groups = [group for optimizer in trained.optimizers for group in optimizer.param_groups]
-    group = next((group for group in groups if any(p is parameter for p in group["params"])), {})
-    eps = group.get("eps")
-    if isinstance(eps, float) and eps >= _LARGE_EPS:
-        return (
-            f"eps {eps:g} in the denominator swamps the gradient, so the updates are below the last bit of the weights",
-            "give eps its default (1e-8; 1e-4 in float16)",
-        )
-    if parameter is not None and parameter.element_size() < 4:
-        kind = str(parameter.dtype).removeprefix("torch.")
-        part = torch.finfo(parameter.dtype).eps / 2
-        return (
-            f"{kind} drops updates smaller than {100 * part:.1g} % of a weight",
-            "keep float32 master weights (autocast instead of a cast model), or stochastic rounding",
-        )
-    return (
-        f"the updates are below the last bit of the weights at learning rate {_rate(group)}, or the optimizer drops "
-        "them",
-        "raise the learning rate or check its schedule, or look at what the optimizer does with the parameter",
-    )
-
-
-def _rate(group: Mapping[str, Any]) -> str:
-    rate = group.get("lr")
-    return f"{float(rate):g}" if isinstance(rate, (int, float, torch.Tensor)) else "?"
-
-
-def _several(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _unchanged(trained: Trained) -> str | None:
-    """ "3 of 6 parameters, 1864 of 1898 values: conv1.weight, …"."""
-    named = dict(trained.model.named_parameters())
-    names = [name for name in trained.stuck if name in named]
-    if not names:
-        return None
-    values = sum(named[name].numel() for name in names)
-    whole = sum(parameter.numel() for parameter in named.values())
-    shown = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
-    return f"{len(names)} of {len(named)} parameters, {values} of {whole} values: {shown}"
-
-
-def _stuck_finding(trained: Trained, message: str, parameter: str | None, cause: str, remedy: str) -> Finding:
-    optimizer = trained.optimizers[0] if trained.optimizers else None
-    numbers = {} if optimizer is None else hyperparameters(optimizer, None)
-    line = next((shown(line_of(known)) for known in trained.optimizers if line_of(known)), None)
-    stuck = {} if parameter is None else {"parameter": parameter, "unchanged": _unchanged(trained)}
-    return Finding(
-        kind="stuck-parameter",
-        message=message,
-        phase="optimizer",
-        module=(parameter or "").rpartition(".")[0] or None,
-        source=line,
-        evidence={**stuck, **numbers},
-        cause=cause,
-        remedy=remedy,
-    )
-
-
 # --- what is as it is
 
 
@@ -487,9 +369,9 @@ def notes(trained: Trained) -> list[str]:
     foreign = [n for n, p in named.items() if n not in histories and p.requires_grad and p.grad is not None]
     told = [
         ("frozen", frozen),
-        ("never got a gradient (not used by the loss)", unused),
+        ("never got a gradient (unused, detached, or made under no_grad)", unused),
         ("got only zero gradients", zero),
         ("has gradients, and no optimizer steps it", foreign),
-        ("no step changed it, its dtype rounds the updates away", trained.stuck if _only_rounding(trained) else []),
+        ("no step changed it, its dtype rounds the updates away", trained.stuck if only_rounding(trained) else []),
     ]
-    return [f"{what}: {_several(names)}" for what, names in told if names and histories]
+    return [f"{what}: {several(names)}" for what, names in told if names and histories]

@@ -22,6 +22,7 @@ from pytest_nanstab.checks.finite import finding_of
 from pytest_nanstab.findings import Finding, error_from
 
 Patterns = str | Iterable[str]
+_NO_WEIGHTS = "model has no weight matrix to judge"
 _SHOWN = 5  # healthy layers, for comparison
 # Their matrices are judged part by part, or are no matrices of theirs.
 _WITH_VIEWS = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "MultiheadAttention", "Linear"})
@@ -123,7 +124,8 @@ def init_scale_report(
     """The findings, and notes on the first pass where "auto" made one."""
     if loss is not None and batch is None:
         raise TypeError("loss needs a batch to run on")
-    judged = _Judged(model, scheme, gain=gain, nonlinearity=nonlinearity, only=only, skip=skip)
+    watched = batch is not None and scheme == "auto"
+    judged = _Judged(model, scheme, gain=gain, nonlinearity=nonlinearity, only=only, skip=skip, observed=watched)
     nonfinite = _nonfinite(model, judged)
     if nonfinite:  # the spread of NaN is no spread
         return Report(nonfinite)
@@ -154,7 +156,9 @@ def init_scale_rows(
     Keys: layer, shape, scheme, expected_std, measured_std, ratio and verdict; None where a std means nothing. A bias
     that is neither zero nor torch's default is a row with the verdict "note".
     """
-    judged = _Judged(model, scheme, gain=gain, nonlinearity=nonlinearity, only=only, skip=skip)
+    judged = _Judged(
+        model, scheme, gain=gain, nonlinearity=nonlinearity, only=only, skip=skip, observed=scheme == "auto"
+    )
     with evaluating(model):
         return [*judged.rows(), *_bias_rows(model, judged)]
 
@@ -208,7 +212,9 @@ class _Judged:
         nonlinearity: str | None,
         only: Patterns,
         skip: Patterns,
+        observed: bool = False,
     ) -> None:
+        self.observed = observed  # whether a pass may show matrices that no known layer holds
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if gain is not None and nonlinearity is not None:
@@ -233,8 +239,10 @@ class _Judged:
             self.weights = self._judge(self._selected(views_of(model)))
 
     def _selected(self, views: list[View]) -> list[View]:
+        if not views and self.observed:
+            return []
         if not views:
-            raise ValueError("model has no weight matrix to judge")
+            raise ValueError(_NO_WEIGHTS)
         patterns = [*self.only, *self.skip, *(pattern for pattern, _ in self.schemes if pattern != "*")]
         for pattern in patterns:
             if not any(_matches(view.parameter, [pattern]) for view in views):
@@ -245,12 +253,14 @@ class _Judged:
             raise ValueError("only and skip leave no weight matrix to judge")
         return chosen
 
-    def add_used(self, used: Mapping[str, int]) -> None:
+    def add_used(self, used: Mapping[str, tuple[int, bool]]) -> None:
         """Judge matrices of the user's own as well that a pass has multiplied with, whatever they are called."""
         known = {view.parameter for view in views_of(self.model)}
         fresh = [name for name in used if name not in known and self.covers(name) and ".parametrizations." not in name]
-        views = [view_used(self.model, name, used[name]) for name in fresh]
+        views = [view_used(self.model, name, used[name][0], channels=used[name][1]) for name in fresh]
         self.weights += self._judge([view for view in views if view is not None and view.kind not in _WITH_VIEWS])
+        if not self.weights:
+            raise ValueError(_NO_WEIGHTS)
 
     def covers(self, parameter: str) -> bool:
         """Whether a parameter is selected by `only` and `skip`."""

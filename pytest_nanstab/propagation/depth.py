@@ -139,7 +139,7 @@ def gradient_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | Non
     """
     layers = layers_of(seen) if layers is None else layers
     by_index = {layer.op.index: layer for layer in layers}
-    consumers = seen.consumers()
+    consumers, straight = seen.consumers(), _straight(seen)
     small: list[tuple[float, Layer, Layer]] = []
     large: list[tuple[float, Layer, Layer]] = []
     for layer in layers:
@@ -151,7 +151,7 @@ def gradient_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | Non
             continue
         best = max([own, *(by_index[index].op.sensitivity or 0.0 for index in layer.above)])
         top = max(below, key=lambda other: other.op.sensitivity or 0.0)
-        ends = [other for other in below if not other.below]
+        ends = [other for other in (layer, *below) if other.weights in straight]
         end = max(ends, key=lambda other: other.op.sensitivity or 0.0, default=None)
         small += [(best / size, layer, top) for size in (top.op.sensitivity,) if size and best < SMALLEST * size]
         if end is not None:
@@ -203,6 +203,16 @@ def _repeated(calls: Sequence[Op], layers: Sequence[Layer]) -> Layer | None:
     if count < FEWEST or count * 2 <= len(calls):
         return None
     return next((layer for layer in layers if layer.weights == weights), None)
+
+
+def _straight(seen: Pass) -> set[frozenset[str]]:
+    """The layers, by their weights, whose result reaches the loss without another layer: each of them is an end, also
+    one whose code has a loss of its own beside those behind it."""
+    reaches = {seen.ops[-1].index} if seen.ops else set()
+    for op in reversed(seen.ops):
+        if op.index in reaches and not (op.mixes and op.trained):
+            reaches.update(source.index for source in op.sources)
+    return {op.matrices for op in seen.ops if op.mixes and op.trained and op.index in reaches}
 
 
 def _shrunk(op: Op, consumers: dict[int, list[Op]]) -> float | None:

@@ -48,16 +48,25 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         about = operations.describe(func)
-        if about.ignored or about.view:
+        if about.ignored or about.view or self.seen.failed is not None:
             return func(*args, **kwargs)
-        given = list(measure.tensors_in([args, list(kwargs.values())]))
-        tensors = [tensor for _, tensor in given]
-        before = self._before(about, tensors)
+        tensors = [tensor for _, tensor in measure.tensors_in([args, list(kwargs.values())])]
+        before = self._guarded(self._before, about, tensors) or (None, True)
         result = func(*args, **kwargs)
         outputs = [tensor for _, tensor in measure.tensors_in(result)]
         if outputs:
-            self._record(about, args, tensors, outputs, before)
+            self._guarded(self._record, about, args, tensors, outputs, before)
         return result
+
+    def _guarded(self, look: Callable[..., Any], *args: Any) -> Any:
+        """Look, and never let a tensor of an unknown kind break the user's forward pass: `failed` says what did."""
+        if self.seen.failed is not None:
+            return None
+        try:
+            return look(*args)
+        except Exception as error:  # noqa: BLE001 - kept, and told in a note
+            self.seen.failed = f"{type(error).__name__}: {error}".splitlines()[0]
+            return None
 
     def _before(self, about: Operation, tensors: list[Tensor]) -> tuple[float | None, bool]:
         """The size of the largest activation, before an operation in place changes it; whether all are finite."""
@@ -174,8 +183,9 @@ def _named(model: nn.Module, probe: Probe) -> Iterator[None]:
 
     try:
         for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(entering(path)))
-            handles.append(module.register_forward_hook(leaving, always_call=True))
+            if not isinstance(module, torch.jit.ScriptModule):  # its calls are not seen one by one
+                handles.append(module.register_forward_pre_hook(entering(path)))
+                handles.append(module.register_forward_hook(leaving, always_call=True))
         yield
     finally:
         for handle in handles:
@@ -188,18 +198,44 @@ def observed(model: nn.Module, forward: Callable[[], Any], *, backward: bool = T
     Gradients of parameters are left alone. A backward pass that torch refuses leaves the pass without gradients and
     says so in `failed`.
     """
+    seen = _pass(model, forward, backward=backward, accumulate=False)
+    if seen.failed is not None and "checkpoint" in seen.failed.lower() and not _has_own_hooks(model):
+        return _pass(model, forward, backward=backward, accumulate=True)  # reentrant: .backward() or nothing
+    return seen
+
+
+def _has_own_hooks(model: nn.Module) -> bool:
+    """Whether a gradient that arrives sets something off, such as a step."""
+    return any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+
+
+def _pass(model: nn.Module, forward: Callable[[], Any], *, backward: bool, accumulate: bool) -> Pass:
     probe = Probe(model)
     try:
         with _named(model, probe), torch.set_grad_enabled(backward), probe:
             result = forward()
-        if backward:
-            _differentiate(model, probe, result)
+        if backward and probe.seen.failed is None:
+            _differentiate(model, probe, result, accumulate=accumulate)
     finally:
         probe.forget()
     return probe.seen
 
 
-def _differentiate(model: nn.Module, probe: Probe, result: Any) -> None:
+def _gradients(result: Tensor, parameters: list[Tensor], *, accumulate: bool) -> list[Tensor | None]:
+    if not accumulate:
+        return list(torch.autograd.grad(result, parameters, allow_unused=True))
+    before = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        result.backward()  # type: ignore[no-untyped-call]
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+def _differentiate(model: nn.Module, probe: Probe, result: Any, *, accumulate: bool) -> None:
     seen = probe.seen
     if not isinstance(result, Tensor) or result.numel() != 1 or not result.requires_grad:
         seen.failed = "the forward pass gave no scalar that requires a gradient"
@@ -208,7 +244,7 @@ def _differentiate(model: nn.Module, probe: Probe, result: Any) -> None:
     probe.listen()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and not nn.parameter.is_lazy(p)]
     try:
-        gradients = torch.autograd.grad(result, [p for _, p in named], allow_unused=True)
+        gradients = _gradients(result, [p for _, p in named], accumulate=accumulate)
     except RuntimeError as error:
         seen.failed = str(error).strip().splitlines()[0]
         return

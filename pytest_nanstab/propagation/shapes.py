@@ -11,13 +11,17 @@ from torch import Tensor
 from pytest_nanstab.propagation.passes import Op
 from pytest_nanstab.watching import measure
 
-# Rectifiers: what is zero here passes no gradient on.
-RECTIFIERS = frozenset({"relu", "threshold", "clamp_min", "relu6"})
+# Rectifiers: a unit that is at its lower or upper end for every sample passes no gradient on.
+RECTIFIERS = frozenset(
+    {"relu", "threshold", "clamp_min", "maximum", "relu6", "leaky_relu", "gelu", "silu", "hardswish", "softshrink"}
+    | {"elu", "mish"}
+)
 # Bounded activations, with the value beyond which their slope is under a hundredth of its largest:
 # tanh' = 1 - y^2, sigmoid' = y (1 - y).
 _TANH_FLAT = math.sqrt(1 - 0.01)
 _SIGMOID_FLAT = (1 - math.sqrt(1 - 0.01)) / 2
 _MOST_ROWS = 4096
+_NOTHING = 1e-3  # what is left of a GELU or SiLU far below 0
 
 
 def norm(tensor: Tensor) -> float:
@@ -58,8 +62,8 @@ def describe(op: Op, output: Tensor, inputs: list[Tensor]) -> None:
     op.norm = None if op.size is None else op.size * math.sqrt(output.numel())
     if op.size is None:
         return
-    if op.name in RECTIFIERS or (op.name == "hardtanh" and op.numbers[:1] == (0.0,)):
-        op.dead = _dead(output)
+    if op.name in RECTIFIERS or (op.name in ("hardtanh", "clamp") and op.numbers[:1] == (0.0,)):
+        op.dead = _dead(output, (op.numbers or (0.0,))[-1] if op.name == "hardtanh" else math.inf)
     elif op.name in ("tanh", "hardtanh"):
         op.saturated = _share(output.abs() >= (_TANH_FLAT if op.name == "tanh" else 1.0) * (op.numbers or (0, 1.0))[-1])
     elif op.name in ("sigmoid", "hardsigmoid"):
@@ -74,13 +78,14 @@ def _share(mask: Tensor) -> float:
     return float(mask.count_nonzero()) / max(mask.numel(), 1)
 
 
-def _dead(output: Tensor) -> tuple[bool, ...] | None:
-    """Which units are zero for every sample: channels of images and sequences of maps, features of everything else."""
-    if output.dim() < 2 or output.numel() == 0 or (output.shape[0] < 2 and output.dim() == 2):
+def _dead(output: Tensor, upper: float) -> tuple[bool, ...] | None:
+    """Which units are zero everywhere, or at their upper end: channels of maps, features of everything else."""
+    if output.dim() < 2 or output.numel() < 2 * max(output.shape[1 if output.dim() >= 4 else -1], 1):
         return None
     unit = 1 if output.dim() >= 4 else output.dim() - 1
-    alive = output.detach().movedim(unit, 0).flatten(1).count_nonzero(dim=1) > 0
-    return tuple(not value for value in alive.tolist())
+    values = output.detach().movedim(unit, 0).flatten(1).float()
+    low, high = values.amin(dim=1), values.amax(dim=1)
+    return tuple(((low == high) & ((low.abs() < _NOTHING) | (low == upper))).tolist())
 
 
 def _describe_softmax(op: Op, logits: Tensor, output: Tensor) -> None:

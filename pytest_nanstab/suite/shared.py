@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import pytest
 from torch import Tensor
 
-from pytest_nanstab.checks.gradients import Trained
+from pytest_nanstab.checks._stuck import Trained
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.propagation.passes import Pass
 from pytest_nanstab.suite.driver import Stepper, describe, drive

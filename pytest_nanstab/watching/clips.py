@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
@@ -18,6 +18,8 @@ from pytest_nanstab.watching.norms import global_norm, gradient_state
 _CLIP_EPS = 1e-6
 # Calls that no optimizer asks for are kept up to this number.
 _KEPT_CALLS = 31
+# A bound nobody means to reach.
+_READS_ONLY = 1e6
 
 
 @dataclass(eq=False)
@@ -72,7 +74,9 @@ def as_list(parameters: Any) -> tuple[Any, list[Tensor] | None]:
         return parameters, [parameters]
     if isinstance(parameters, (list, tuple)):
         return parameters, list(parameters) or None
-    used_up = isinstance(parameters, GeneratorType) and parameters.gi_frame is None
+    # A filter or map does not tell whether it was empty from the start: then nothing has a gradient, and no step proves
+    # anything against it.
+    used_up = parameters.gi_frame is None if isinstance(parameters, GeneratorType) else isinstance(parameters, Iterator)
     listed = list(parameters)
     return (listed or parameters), listed if listed or used_up else None
 
@@ -142,7 +146,7 @@ def without_effect(clip: Clip, backwards: int, before: int, parameters: Sequence
     before that backward. In an accumulation loop the clipped gradients survive, and the clip has an effect. `backwards`
     counts backward calls up to now, `before` those up to the optimizer's last step.
     """
-    if math.isinf(clip.bound):
+    if clip.bound >= _READS_ONLY:
         return False  # nothing was to be clipped: the call only reads the norm
     if not clip.parameters:
         return clip.backwards == backwards

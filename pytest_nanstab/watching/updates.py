@@ -86,7 +86,8 @@ class Stuck:
             if float(group.get("lr", 1.0)) > 0:
                 moving += [(p, _largest(p.grad)) for p in group["params"] if p.grad is not None]
         top = max((size for _, size in moving), default=0.0)
-        copies = [(p, p.detach().clone()) for p, size in moving if size > _least(p.dtype) * top]
+        dense = [(p, size) for p, size in moving if p.layout is torch.strided]
+        copies = [(p, p.detach().clone()) for p, size in dense if size > _least(p.dtype) * top]
         for parameter, copy in copies:
             self._compare(parameter, copy)
         return copies

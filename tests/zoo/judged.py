@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from pytest_nanstab import Finding, TrainingSetup
 from pytest_nanstab.attribution.constructions import recording_writes
-from pytest_nanstab.checks.gradients import Trained, gradient_findings, notes
+from pytest_nanstab.checks._stuck import Trained
+from pytest_nanstab.checks.gradients import gradient_findings, notes
 from pytest_nanstab.checks.init_scale import init_scale_findings
 from pytest_nanstab.suite.batching import cycle
 from pytest_nanstab.suite.driver import Stepper, drive
