@@ -11,11 +11,12 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from pytest_nanstab.checks import _units
-from pytest_nanstab.checks._propagation import summary
 from pytest_nanstab.checks._signal import first_pass
+from pytest_nanstab.checks.init_scale import init_scale_findings
 from pytest_nanstab.propagation.depth import gradient_depth, layers_of, signal_depth
 from pytest_nanstab.propagation.following import followers
 from pytest_nanstab.propagation.probe import observed
+from pytest_nanstab.propagation.summary import summary
 
 
 def seen_by(model, batch, loss=None):
@@ -214,3 +215,63 @@ def test_the_summary_of_a_transformer():
     assert depth.startswith("signal x")
     assert attention.startswith("attention: at least 0.9")
     assert stream.startswith("residual stream x")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_unusual_models_break_no_check():
+    """Sparse and nested tensors, scripted modules, own matrices under any name: judged, or said to be unseen."""
+    torch.manual_seed(0)
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
+    assert init_scale_findings(scripted, batch=torch.randn(8, 4)) == []
+
+    class Own(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.a, self.b = (nn.Parameter(scale * torch.randn(64, 64)) for _ in range(2))
+
+        def forward(self, x):
+            return torch.relu(x @ self.a) @ self.b
+
+    assert init_scale_findings(Own(1 / 8), batch=torch.randn(16, 64)) == []
+    (finding,) = init_scale_findings(Own(1.0), batch=torch.randn(16, 64))
+    assert finding.message.startswith("init scale: a enlarges the signal x8")
+    with pytest.raises(ValueError, match="no weight matrix"):
+        init_scale_findings(nn.ReLU(), batch=torch.randn(3, 3))
+
+
+def test_weights_that_are_scaled_on_the_way_and_look_ups_are_not_too_large():
+    """Equalised rates, cosine heads, one-hot rows times a matrix: N(0, 1) is right there."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(10, 64))
+
+        def forward(self, x):
+            x = F.leaky_relu(F.linear(x, self.first / 8))
+            return F.linear(F.normalize(x, dim=-1), F.normalize(self.last, dim=-1))
+
+    class LookUp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.randn(50, 32)), nn.Linear(32, 2)
+
+        def forward(self, ids):
+            return self.head(F.one_hot(ids, 50).float() @ self.table)
+
+    torch.manual_seed(0)
+    assert init_scale_findings(Scaled(), batch=torch.randn(16, 64)) == []
+    assert init_scale_findings(LookUp(), batch=torch.arange(50)) == []
+
+
+def test_a_loss_on_a_code_is_an_end_of_its_own():
+    """The gradient of a metric loss on an inner layer is no explosion over the depth behind it."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+    head = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 1))
+
+    def loss(model, x):
+        code = model[0](x)
+        return code.square().mean() + 1e-6 * model[1](code).mean()
+
+    assert gradient_depth(seen_by(nn.Sequential(body, head), torch.randn(8, 8), loss)) is None

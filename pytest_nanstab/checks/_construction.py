@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
+import torch
 from torch import Tensor, nn
 
 from pytest_nanstab.attribution.constructions import built_at, written_at
@@ -24,6 +25,8 @@ def construction_line(model: nn.Module, path: str, *, initialised: bool = False)
         return shown(spot)
     parts = path.split(".") if path else []
     for depth in range(len(parts) - 1, -1, -1):
+        if isinstance(model, torch.jit.ScriptModule):
+            break
         owner = model.get_submodule(".".join(parts[:depth]))
         line = _assignment(type(owner), parts[depth])
         if line is not None:
@@ -39,7 +42,7 @@ def _weight(model: nn.Module, path: str) -> Tensor | None:
         if isinstance(parameter, Tensor):
             return parameter
         module = model.get_submodule(path)
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # scripted modules have no get_submodule
         return None
     own = [p for p in module.parameters(recurse=False) if not nn.parameter.is_lazy(p)]
     return next((p for p in own if p.dim() > 1), own[0] if own else None)

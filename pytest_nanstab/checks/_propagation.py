@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ from pytest_nanstab.checks._spread import Measured
 from pytest_nanstab.checks._weights import View
 from pytest_nanstab.checks.gradients import depth_finding, table
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.propagation.depth import FEWEST, Depth, Layer, gradient_depth, layers_of, place, signal_depth
+from pytest_nanstab.propagation.depth import Depth, gradient_depth, layers_of, place, signal_depth
 from pytest_nanstab.propagation.following import Follower, followers
-from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass, ratio
+from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass
 
 # A weight enlarges what it is given by its root mean square times sqrt(fan_in). Recognised schemes stay within 2;
 # what healthy programs make up themselves stays under 1 (`tests/test_calibration.py`); N(0, 1) gives sqrt(fan_in).
@@ -70,20 +70,23 @@ class Excused:
         moving: parameters with a scale of nobody's: what follows them is no scheme to be measured by.
         heads: last layers behind a normalisation, where scale hardly matters.
         last: all last layers.
+        linear: layers that no non-linearity follows.
     """
 
     moving: frozenset[str] = frozenset()
     heads: frozenset[str] = frozenset()
     last: frozenset[str] = frozenset()
+    linear: frozenset[str] = frozenset()
 
     def covers(self, group: Group) -> bool:
         """Whether nothing in a group is to be accused."""
         followers = set(group.parameters) - set(group.forgotten)
         if followers and len(followers & self.moving) * 2 > len(followers):
             return True
-        # He's gain, or another above 1, is meant for the non-linearity behind a layer; a last layer has none.
+        # He's gain, or another above 1, is meant for the non-linearity behind a layer; these layers have none.
         meant = group.scheme.name.startswith(("kaiming", "orthogonal"))
-        return all(name in self.heads or (meant and name in self.last) for name in group.forgotten)
+        without = self.last | self.linear if meant else frozenset()
+        return all(name in self.heads or name in without for name in group.forgotten)
 
 
 def told_followers(weights: Sequence[Weight], seen: Pass) -> dict[str, str]:
@@ -107,7 +110,17 @@ def excused(weights: Sequence[Weight], seen: Pass) -> Excused:
         frozenset(item.weight.view.parameter for item in moved(weights, seen)) | frozenset(unscaled),
         frozenset().union(*heads) if heads else frozenset(),
         last,
+        frozenset(_linear(weights, seen)),
     )
+
+
+def _linear(weights: Sequence[Weight], seen: Pass) -> Iterator[str]:
+    """The parameters that are followed by another layer or by nothing, and by no normalisation."""
+    follow = followers(seen)
+    for weight in weights:
+        op = next((op for op in seen.ops if op.mixes and _uses(op, weight.view)), None)
+        if op is not None and follow[op.index].nonlinearity == "linear" and not follow[op.index].normalises:
+            yield weight.view.parameter
 
 
 def _is_unscaled(weight: Weight) -> bool:
@@ -360,7 +373,7 @@ def _drowned(model: nn.Module, seen: Pass) -> list[Finding]:
                 _finding(
                     model,
                     layer.name,
-                    f"init scale: {name} drowns the signal, x{size / max(rest, 1e-30):.3g} its size",
+                    f"init scale: {name} drowns the signal, x{size / max(rest, 1e-6 * size):.3g} its size",
                     {"parameter": name, "next": follow[op.index].told(), "bias": f"root mean square {size:.3g}"},
                     source=construction_line(model, name, initialised=True),
                     cause="the bias is far larger than what the weights make of the input, so all samples look alike",
@@ -431,45 +444,6 @@ def extrapolated(depth: Depth) -> str:
     return (
         f"x{depth.factor:.2g} per layer, {depth.total:.1e} after {depth.steps}, {depth.factor**twice:.0e} after {twice}"
     )
-
-
-def summary(seen: Pass) -> list[str]:
-    """What depth, attention and residual streams make of the first pass, in a line each."""
-    layers = layers_of(seen)
-    told = [_over_depth(layers), _attention(seen), _stream(seen)]
-    return [line for line in told if line]
-
-
-def _over_depth(layers: Sequence[Layer]) -> str | None:
-    if len(layers) < FEWEST:
-        return None
-    first, last = layers[0].op, layers[-1].op
-    parts = []
-    for what, total in (
-        ("signal", ratio(last.size_in, first.size)),
-        ("gradient", ratio(first.sensitivity, last.sensitivity)),
-    ):
-        if total:
-            parts.append(f"{what} x{total ** (1 / (len(layers) - 1)):.3g} per layer, x{total:.2g} after {len(layers)}")
-    return "; ".join(parts) or None
-
-
-def _attention(seen: Pass) -> str | None:
-    known = [(op.entropy, op.spread) for op in seen.ops if op.entropy is not None and op.spread is not None]
-    if not known:
-        return None
-    entropy, spread = min(value for value, _ in known), max(value for _, value in known)
-    return f"attention: at least {entropy:.2g} of the possible entropy, logits at most {spread:.2g} apart"
-
-
-def _stream(seen: Pass) -> str | None:
-    """Additions of two activations of one shape, of which one is the sum before: a residual stream."""
-    sums = [
-        op for op in seen.ops if op.name == "add" and op.size and not op.weights and (len(op.sources) > 1 or op.raw)
-    ]
-    if len(sums) < FEWEST or sums[0].shape != sums[-1].shape or not sums[0].size or not sums[-1].size:
-        return None
-    return f"residual stream x{sums[-1].size / sums[0].size:.2g} over {len(sums)} additions"
 
 
 def _finding(

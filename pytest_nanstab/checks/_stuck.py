@@ -95,7 +95,16 @@ def _without_effect(trained: Trained) -> Finding | None:
             "zero_grad() runs between backward() and step(), so no step has anything to do",
             "call zero_grad() before backward(), or after step()",
         )
-    if any(history.grad_norm for history in run.parameters.values()):
+    known = [norm for history in run.parameters.values() for norm in history.grad_norm if norm is not None]
+    if not known and any(parameter.grad is not None for parameter in trained.model.parameters()):
+        return _stuck_finding(
+            trained,
+            "no step found a gradient, although the model has some",
+            None,
+            "the optimizer steps other tensors: clones, or parameters that were replaced after it was made",
+            "make the optimizer from model.parameters() after the model is complete",
+        )
+    if known:
         return _stuck_finding(
             trained,
             f"every gradient of all {run.steps} steps is exactly 0",

@@ -21,7 +21,7 @@ from pytest_nanstab.checks import _units
 from pytest_nanstab.checks._construction import construction_line
 from pytest_nanstab.checks._stuck import Trained, only_rounding, several, stuck_findings
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.propagation.depth import Depth, gradient_depth, place
+from pytest_nanstab.propagation.depth import Depth, gradient_depth, layers_of, place
 from pytest_nanstab.propagation.passes import Op, Pass
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state import hyperparameters
@@ -162,13 +162,37 @@ def _grown_most(run: Run) -> str | None:
 
 def _depth(trained: Trained, *, exploded: bool) -> Finding | None:
     """What all observed passes agree on: one batch may be special."""
-    found = [gradient_depth(seen) for seen in trained.passes if seen.failed is None]
+    usable = _usable(trained)
+    found = [gradient_depth(seen) for seen in usable]
     if not found or any(depth is None for depth in found):
-        return None
+        return None if exploded else _cut_off(trained, usable)
     depth = min((d for d in found if d is not None), key=lambda d: abs(math.log(d.total)))
     if exploded and not depth.vanishes:
         return None
     return depth_finding(trained.model, depth)
+
+
+def _cut_off(trained: Trained, passes: Sequence[Pass]) -> Finding | None:
+    """No gradient at all reaches any of the first layers, in none of the passes, while those behind them get one."""
+    names: list[str] = []
+    for seen in passes:
+        layers = layers_of(seen)
+        first = [layer for layer in layers if not layer.above]
+        if not first or any(layer.op.gradient for layer in first) or not any(layer.op.gradient for layer in layers):
+            return None
+        names = [layer.name for layer in layers if not layer.op.gradient]
+    if not names:
+        return None
+    return Finding(
+        kind="vanishing-gradient",
+        message=f"no gradient reaches {several(names)}: it is exactly 0",
+        phase="backward",
+        module=names[0],
+        source=construction_line(trained.model, names[0]),
+        evidence={"cut off": names[:_ROWS]},
+        cause="something between them and the layers behind passes nothing on: dead units, a rounding, a factor of 0",
+        remedy="look for what is constant between the last of them and the next layer",
+    )
 
 
 def depth_finding(model: nn.Module, depth: Depth, *, kind: str = "", phase: str = "backward") -> Finding:
@@ -289,7 +313,8 @@ def _dead(trained: Trained) -> Iterator[Finding]:
 
 
 def _why_dead(op: Op) -> str:
-    if any(source.size == 0 for source in op.sources):
+    sized = [source.size for source in op.sources if source.size is not None]
+    if sized and max(sized) == 0:
         return "what goes into them is exactly 0 for all the data: weights or a scale of zero before them"
     if op.top:
         return "what goes into them is beyond their upper end for all the data, where their slope is 0"

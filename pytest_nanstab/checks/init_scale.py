@@ -20,6 +20,7 @@ from pytest_nanstab.checks._state import evaluating
 from pytest_nanstab.checks._weights import View, biases_of, view_used, views_of
 from pytest_nanstab.checks.finite import finding_of
 from pytest_nanstab.findings import Finding, error_from
+from pytest_nanstab.propagation.summary import summary
 
 Patterns = str | Iterable[str]
 _NO_WEIGHTS = "model has no weight matrix to judge"
@@ -139,7 +140,7 @@ def init_scale_report(
     judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
-    return Report(findings + _propagation.signal_findings(model, judged.weights, seen), _propagation.summary(seen))
+    return Report(findings + _propagation.signal_findings(model, judged.weights, seen), summary(seen))
 
 
 def init_scale_rows(

@@ -63,7 +63,7 @@ def describe(op: Op, output: Tensor, inputs: list[Tensor]) -> None:
     if op.size is None:
         return
     if op.name in RECTIFIERS or (op.name in ("hardtanh", "clamp") and op.numbers[:1] == (0.0,)):
-        op.dead = _dead(output, (op.numbers or (0.0,))[-1] if op.name == "hardtanh" else math.inf)
+        op.dead = _dead(output, (op.numbers or (0.0,))[-1] if op.name in ("hardtanh", "relu6") else math.inf)
     elif op.name in ("tanh", "hardtanh"):
         op.saturated = _share(output.abs() >= (_TANH_FLAT if op.name == "tanh" else 1.0) * (op.numbers or (0, 1.0))[-1])
     elif op.name in ("sigmoid", "hardsigmoid"):

@@ -299,3 +299,78 @@ def masters_never_copied_back(optimizer):
 def masters_never_copied_back_fixed(optimizer):
     """Each step copies them back."""
     return _masters(optimizer, copies_back=True)
+
+
+def _classifier():
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def _cleared(optimizer, *, early):
+    model = _classifier()
+    made = optimizer(model.parameters())
+
+    def step(batch):
+        if early:
+            made.zero_grad()
+        loss = cross_entropy(model, batch)
+        loss.backward()
+        if not early:
+            made.zero_grad()
+        made.step()
+        return loss
+
+    return TrainingSetup(model=model, loss=cross_entropy, optimizer=made, batches=classes(), training_step=step)
+
+
+@sick(check="gradient_bounds", kinds=("stuck-parameter",), says=("zero_grad",))
+def gradients_cleared_before_the_step(optimizer):
+    """`backward(); zero_grad(); step()`: no step has anything to do."""
+    return _cleared(optimizer, early=False)
+
+
+@healthy(precisions=("32-true",))
+def gradients_cleared_before_the_step_fixed(optimizer):
+    """`zero_grad(); backward(); step()`."""
+    return _cleared(optimizer, early=True)
+
+
+@sick(check="gradient_bounds", kinds=("stuck-parameter",), says=("replaced",), module="2")
+def head_replaced_after_the_optimizer(optimizer):
+    """A new head for new classes, and an optimizer that still holds the old one."""
+    model = _classifier()
+    made = optimizer(model.parameters())
+    model[2] = nn.Linear(32, 4)
+    return TrainingSetup(model=model, loss=cross_entropy, optimizer=made, batches=classes())
+
+
+@healthy(precisions=("32-true",))
+def head_replaced_after_the_optimizer_fixed(optimizer):
+    """The optimizer is made last."""
+    model = _classifier()
+    model[2] = nn.Linear(32, 4)
+    return TrainingSetup(model=model, loss=cross_entropy, optimizer=optimizer(model.parameters()), batches=classes())
+
+
+class Masked(nn.Module):
+    """A rectifier written as a product with a mask."""
+
+    def forward(self, x):
+        return x * (x > 0)
+
+
+def _masked(optimizer, bias):
+    model = nn.Sequential(nn.Linear(16, 32), Masked(), nn.Linear(32, 32), Masked(), nn.Linear(32, 4))
+    nn.init.constant_(model[2].bias, bias)
+    return TrainingSetup(model=model, loss=cross_entropy, optimizer=optimizer(model.parameters()), batches=classes())
+
+
+@sick(check="gradient_bounds", kinds=("vanishing-gradient",), module="0")
+def mask_that_lets_nothing_through(optimizer):
+    """A bias of -20 in front of x * (x > 0): no gradient reaches what is before it."""
+    return _masked(optimizer, -20.0)
+
+
+@healthy(precisions=("32-true",))
+def mask_that_lets_nothing_through_fixed(optimizer):
+    """A bias of 0."""
+    return _masked(optimizer, 0.0)
