@@ -261,9 +261,9 @@ def view_used(model: nn.Module, parameter: str, fan_out: int, *, channels: bool 
     """A parameter of the user's own that a pass has multiplied with, whatever it is called: `fan_out` is the last size
     of the result, `channels` tells that it was a convolution. None for what is no matrix."""
     path, _, name = parameter.rpartition(".")
-    module = model.get_submodule(path)
-    weight = _weight(module, name)
-    if weight is None or weight.dim() < 2 or (not channels and min(weight.shape[-2:]) < 2):
+    module = dict(model.named_modules()).get(path)
+    weight = None if module is None else _weight(module, name)
+    if module is None or weight is None or weight.dim() < 2 or (not channels and min(weight.shape[-2:]) < 2):
         return None
     slot = _Slot(path, module, name)
     if channels:

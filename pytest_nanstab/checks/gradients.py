@@ -373,11 +373,8 @@ def _unit_line(model: nn.Module, layer: str | None, op: Op) -> str | None:
 
 
 def _is_activation(model: nn.Module, path: str) -> bool:
-    try:
-        module = model.get_submodule(path)
-    except AttributeError:
-        return False
-    return type(module).__module__.startswith("torch.nn")
+    module = dict(model.named_modules()).get(path)
+    return module is not None and type(module).__module__.startswith("torch.nn")
 
 
 # --- what is as it is
