@@ -217,7 +217,7 @@ def test_the_summary_of_a_transformer():
     assert stream.startswith("residual stream x")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_unusual_models_break_no_check():
     """Sparse and nested tensors, scripted modules, own matrices under any name: judged, or said to be unseen."""
     torch.manual_seed(0)
