@@ -20,7 +20,7 @@ from workloads import WORKLOADS, build
 from pytest_nanstab.checks._signal import first_pass
 from pytest_nanstab.checks._stuck import Trained
 from pytest_nanstab.checks.gradients import gradient_findings
-from pytest_nanstab.checks.init_scale import init_scale_findings
+from pytest_nanstab.checks.init_scale import init_scale_report
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
@@ -55,7 +55,7 @@ def row(name: str) -> str:
         loop.run(many)
 
     step = seconds(run) / many
-    initial = seconds(lambda: init_scale_findings(model, batch=batch, loss=loss))
+    initial = seconds(lambda: init_scale_report(model, batch=batch, loss=loss).findings)
     observed = seconds(lambda: first_pass(model, batch, loss))
     with Region(SUITE) as region:
         watched = seconds(run) / many

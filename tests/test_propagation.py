@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pytest_nanstab.checks import _units
 from pytest_nanstab.checks._signal import first_pass
-from pytest_nanstab.checks.init_scale import init_scale_findings
+from pytest_nanstab.checks.init_scale import init_scale_report
 from pytest_nanstab.propagation.depth import gradient_depth, layers_of, signal_depth
 from pytest_nanstab.propagation.following import followers
 from pytest_nanstab.propagation.probe import observed
@@ -222,7 +222,7 @@ def test_unusual_models_break_no_check():
     """Sparse and nested tensors, scripted modules, own matrices under any name: judged, or said to be unseen."""
     torch.manual_seed(0)
     scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
-    assert init_scale_findings(scripted, batch=torch.randn(8, 4)) == []
+    assert init_scale_report(scripted, batch=torch.randn(8, 4)).findings == []
 
     class Own(nn.Module):
         def __init__(self, scale):
@@ -232,11 +232,11 @@ def test_unusual_models_break_no_check():
         def forward(self, x):
             return torch.relu(x @ self.a) @ self.b
 
-    assert init_scale_findings(Own(1 / 8), batch=torch.randn(16, 64)) == []
-    (finding,) = init_scale_findings(Own(1.0), batch=torch.randn(16, 64))
+    assert init_scale_report(Own(1 / 8), batch=torch.randn(16, 64)).findings == []
+    (finding,) = init_scale_report(Own(1.0), batch=torch.randn(16, 64)).findings
     assert finding.message.startswith("init scale: a enlarges the signal x8")
     with pytest.raises(ValueError, match="no weight matrix"):
-        init_scale_findings(nn.ReLU(), batch=torch.randn(3, 3))
+        init_scale_report(nn.ReLU(), batch=torch.randn(3, 3))
 
 
 def test_weights_that_are_scaled_on_the_way_and_look_ups_are_not_too_large():
@@ -260,8 +260,8 @@ def test_weights_that_are_scaled_on_the_way_and_look_ups_are_not_too_large():
             return self.head(F.one_hot(ids, 50).float() @ self.table)
 
     torch.manual_seed(0)
-    assert init_scale_findings(Scaled(), batch=torch.randn(16, 64)) == []
-    assert init_scale_findings(LookUp(), batch=torch.arange(50)) == []
+    assert init_scale_report(Scaled(), batch=torch.randn(16, 64)).findings == []
+    assert init_scale_report(LookUp(), batch=torch.arange(50)).findings == []
 
 
 def test_a_loss_on_a_code_is_an_end_of_its_own():
@@ -275,3 +275,22 @@ def test_a_loss_on_a_code_is_an_end_of_its_own():
         return code.square().mean() + 1e-6 * model[1](code).mean()
 
     assert gradient_depth(seen_by(nn.Sequential(body, head), torch.randn(8, 8), loss)) is None
+
+
+def test_a_bias_that_drowns_the_signal_and_one_that_switches_a_unit_off():
+    """-10 in every unit of a hidden layer is a fault; a sentinel in one, or a prior in the last layer, is meant."""
+    torch.manual_seed(0)
+
+    def model(hidden, last=0.0):
+        layers = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+        with torch.no_grad():
+            layers[0].bias[: len(hidden)] = torch.tensor(hidden)
+            layers[2].bias.fill_(last)
+        return layers
+
+    batch = torch.randn(16, 8)
+    assert init_scale_report(model([-1e4]), batch=batch).findings == []
+    assert init_scale_report(model([], last=-10.0), batch=batch).findings == []
+    (finding,) = init_scale_report(model([10.0] * 16), batch=batch).findings
+    assert finding.message.startswith("init scale: 0.bias drowns the signal, x")
+    assert finding.remedy == "init.zeros_(model[0].bias)"

@@ -948,3 +948,34 @@ def test_net():
 
     tests = json.loads(pytester.path.joinpath("r.json").read_text(encoding="utf-8"))["tests"]
     assert any("frozen: 0.weight and 1 more" in test["notes"] for test in tests)
+
+
+def test_a_pass_that_cannot_be_observed_is_said(run):
+    """A loss that works only inside its training_step: nothing is guessed, and a note says what was not judged."""
+    run(
+        """
+@stability_suite(steps=12, checks="gradient_bounds")
+def test_net():
+    model, inside = nn.Linear(4, 1), []
+    optimizer = SGD(model.parameters(), 0.01)
+
+    def loss(model, batch):
+        if not inside:
+            raise RuntimeError("not in a step")
+        return model(batch[0]).square().mean()
+
+    def step(batch):
+        inside.append(True)
+        optimizer.zero_grad()
+        value = loss(model, batch)
+        value.backward()
+        optimizer.step()
+        inside.clear()
+        return value
+
+    return TrainingSetup(model=model, loss=loss, optimizer=optimizer, batches=BATCHES, training_step=step)
+""".replace("BATCHES", "[(torch.randn(8, 4), None)]"),
+        "-v",
+    )
+    run.result.assert_outcomes(passed=1)
+    assert "no pass could be observed: RuntimeError: not in a step" in run.text.replace("\n    ", " ")

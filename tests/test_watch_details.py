@@ -321,6 +321,21 @@ def test_parameters_that_are_stepped_by_hand_are_somebodys():
     assert recorded(body) == []
 
 
+def test_a_clip_before_a_step_that_was_refused_is_nobodys_fault():
+    """The watch stops the step because of a NaN: that no step used the clipped gradients says nothing of the clip."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([weight], 0.1)
+
+    def body():
+        weight.square().sum().sqrt().backward()
+        clip_grad_norm_([weight], 1.0)
+        optimizer.step()
+
+    with pytest.raises(StabilityError), watch() as run:
+        body()
+    assert [finding.kind for finding in run.findings] == ["nonfinite-gradient"]
+
+
 # -- telemetry ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
@@ -56,10 +56,13 @@ def signal_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> 
         message = f"init scale: {layer or born.name} makes NaN or Inf in the first pass"
         return [_finding(model, layer, message, {}, source=shown(born.spot))]
     depths = _depths(model, seen)
-    changed = _moved_findings(model, weights, seen)
-    if changed and len(moved(weights, seen)) * 2 >= len(layers_of(seen, frozen=True)):
+    unscaled = moved(weights, seen)
+    changed = [_moved_finding(model, unscaled)] if unscaled else []
+    if changed and len(unscaled) * 2 >= len(layers_of(seen, frozen=True)):
         return changed  # what depth makes of them is their doing
-    return [*changed, *depths] or _silent(model, weights, seen) or _drowned(model, seen) or _one_hot(model, seen)
+    return (
+        [*changed, *depths] or _silent(model, weights, seen) or _drowned(model, weights, seen) or _one_hot(model, seen)
+    )
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,16 @@ class Excused:
 
 def told_followers(weights: Sequence[Weight], seen: Pass) -> dict[str, str]:
     """By parameter, what follows it in the executed graph, in words."""
-    follow, told = followers(seen), {}
+    return {parameter: follower.told() for parameter, follower in _followers_of(weights, seen)}
+
+
+def _followers_of(weights: Sequence[Weight], seen: Pass) -> Iterator[tuple[str, Follower]]:
+    """The parameters that the pass has used, each with what follows its first use."""
+    follow = followers(seen)
     for weight in weights:
         op = next((op for op in seen.ops if op.mixes and _uses(op, weight.view)), None)
         if op is not None:
-            told[weight.view.parameter] = follow[op.index].told()
-    return told
+            yield weight.view.parameter, follow[op.index]
 
 
 def excused(weights: Sequence[Weight], seen: Pass) -> Excused:
@@ -110,17 +117,8 @@ def excused(weights: Sequence[Weight], seen: Pass) -> Excused:
         frozenset(item.weight.view.parameter for item in moved(weights, seen)) | frozenset(unscaled),
         frozenset().union(*heads) if heads else frozenset(),
         last,
-        frozenset(_linear(weights, seen)),
+        frozenset(name for name, follower in _followers_of(weights, seen) if follower.is_linear),
     )
-
-
-def _linear(weights: Sequence[Weight], seen: Pass) -> Iterator[str]:
-    """The parameters that are followed by another layer or by nothing, and by no normalisation."""
-    follow = followers(seen)
-    for weight in weights:
-        op = next((op for op in seen.ops if op.mixes and _uses(op, weight.view)), None)
-        if op is not None and follow[op.index].nonlinearity == "linear" and not follow[op.index].normalises:
-            yield weight.view.parameter
 
 
 def _is_unscaled(weight: Weight) -> bool:
@@ -255,36 +253,40 @@ def _lost(op: Op, follower: Follower, consumers: dict[int, list[Op]]) -> bool:
     return bool(op.sources) and op.sensitivity is not None and 0 < into < SMALL * op.sensitivity
 
 
-def _moved_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Finding]:
-    found = moved(weights, seen)
-    if not found:
-        return []
+def _moved_finding(model: nn.Module, found: Sequence[Moved]) -> Finding:
     first = found[0]
-    view, std = first.weight.view, first.weight.seen.std
+    view = first.weight.view
     scheme = _schemes.parse(scheme_for(first.follower))
-    usual = scheme.expected(view)[0].std
     word = "enlarges" if first.gain > 1 else "shrinks"
     others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return [
-        _finding(
-            model,
-            view.layer,
-            f"init scale: {view.name} {word} the signal x{first.gain:.3g}{others}",
-            {
-                "parameter": view.parameter,
-                "next": first.follower.told(),
-                "signal": f"root mean square {first.op.size_in:.3g} in, {first.op.size or 0:.3g} out",
-                "table": [_moved_row(item) for item in found],
-            },
-            source=construction_line(model, view.parameter, initialised=True),
-            cause=f"{view.name} has mean {first.weight.seen.mean:.4g} and std {std:.4g}, so what all inputs share is "
-            f"multiplied by their number; {scheme.text} has mean 0 and std {usual:.4g}"
-            if abs(first.weight.seen.mean) > 0.3 * std
-            else f"{view.name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes "
-            f"that back; {scheme.text} would give {usual:.4g}",
-            remedy=remedy_for(scheme, view),
+    return _finding(
+        model,
+        view.layer,
+        f"init scale: {view.name} {word} the signal x{first.gain:.3g}{others}",
+        {
+            "parameter": view.parameter,
+            "next": first.follower.told(),
+            "signal": f"root mean square {first.op.size_in:.3g} in, {first.op.size or 0:.3g} out",
+            "table": [_moved_row(item) for item in found],
+        },
+        source=construction_line(model, view.parameter, initialised=True),
+        cause=_why_moved(first.weight, scheme),
+        remedy=remedy_for(scheme, view),
+    )
+
+
+def _why_moved(weight: Weight, scheme: _schemes.Scheme) -> str:
+    name, mean, std = weight.view.name, weight.seen.mean, weight.seen.std
+    usual = scheme.expected(weight.view)[0].std
+    if abs(mean) > 0.3 * std:
+        return (
+            f"{name} has mean {mean:.4g} and std {std:.4g}, so what all inputs share is multiplied by their number; "
+            f"{scheme.text} has mean 0 and std {usual:.4g}"
         )
-    ]
+    return (
+        f"{name} has std {std:.4g}, which no known initialisation gives, and nothing behind it takes that back; "
+        f"{scheme.text} would give {usual:.4g}"
+    )
 
 
 def remedy_for(scheme: _schemes.Scheme, view: View) -> str:
@@ -357,24 +359,27 @@ def _silent(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Fin
     return []
 
 
-def _drowned(model: nn.Module, seen: Pass) -> list[Finding]:
-    """A bias between layers that is ten times what the weights make of the input, and larger than 3: the layers behind
-    see hardly anything else. A last layer's bias is a prior, and a normalisation takes it away."""
+def _drowned(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Finding]:
+    """A bias between layers most of which is larger than 3 and ten times what the weights make of the input: the layers
+    behind see hardly anything else. A few units may be switched off by a sentinel, a last layer's bias is a prior, and
+    a normalisation takes it away."""
     follow = followers(seen)
     named = dict(model.named_parameters())
+    gains = {weight.view.layer: gain_of(weight.view) for weight in weights}
     for layer in layers_of(seen):
         op, name = layer.op, f"{layer.name}.bias"
-        if name not in named or not layer.below or not op.size or follow[op.index].normalises:
+        gain = gains.get(layer.name)
+        if name not in named or gain is None or not layer.below or follow[op.index].normalises:
             continue
-        size = float(named[name].detach().float().square().mean().sqrt())
-        rest = math.sqrt(max(op.size**2 - size**2, 0.0))
+        size = float(named[name].detach().float().abs().median())
+        rest = gain * (op.size_in or 0.0)
         if size > LARGE_BIAS and size > DROWNING * rest:
             return [
                 _finding(
                     model,
                     layer.name,
                     f"init scale: {name} drowns the signal, x{size / max(rest, 1e-6 * size):.3g} its size",
-                    {"parameter": name, "next": follow[op.index].told(), "bias": f"root mean square {size:.3g}"},
+                    {"parameter": name, "next": follow[op.index].told(), "bias": f"median magnitude {size:.3g}"},
                     source=construction_line(model, name, initialised=True),
                     cause="the bias is far larger than what the weights make of the input, so all samples look alike",
                     remedy=f"init.zeros_({_schemes.attribute(name)})",
@@ -417,12 +422,7 @@ def _depths(model: nn.Module, seen: Pass) -> list[Finding]:
     found = depth_finding(model, gradient, kind="init-scale", phase="init")
     word = "vanishes" if gradient.vanishes else "explodes"
     message = f"init scale: the gradient {word} to {gradient.total:.1e} over {gradient.steps} layers"
-    return [_with(found, message=message, evidence={**found.evidence, "depth": extrapolated(gradient)})]
-
-
-def _with(finding: Finding, **changes: Any) -> Finding:
-    fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
-    return Finding(**{**fields, **changes})
+    return [replace(found, message=message, evidence={**found.evidence, "depth": extrapolated(gradient)})]
 
 
 def _signal_finding(model: nn.Module, depth: Depth) -> Finding:

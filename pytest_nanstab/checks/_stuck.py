@@ -48,6 +48,7 @@ class Trained:
 
 
 def stuck_findings(trained: Trained) -> Iterator[Finding]:
+    """What does not move: everything, what something puts back, or what no step changes."""
     silent = _without_effect(trained)
     if silent is not None:
         yield silent
@@ -176,6 +177,7 @@ def _rate(group: Mapping[str, Any]) -> str:
 
 
 def several(names: Sequence[str]) -> str:
+    """ "conv1.weight and 2 more"."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 

@@ -13,7 +13,7 @@ from pytest_nanstab.propagation.passes import Op, Pass
 DEAD = 0.7
 WIDE, NARROW = 16, 8
 # Share of the elements of a bounded activation at which its slope is under a hundredth of the largest. Healthy hidden
-# activations stay under 0.4; what goes straight into the loss may saturate, that is what it is trained for.
+# activations stay under 0.75; what goes straight into the loss may saturate, that is what it is trained for.
 SATURATED = 0.9
 # A softmax whose rows carry less than this share of the possible entropy, because their logits lie this far apart:
 # one-hot, and without gradient (Vaswani et al. 2017, section 3.2.1, give it as the reason for 1/sqrt(d_k)). A trained
@@ -26,7 +26,7 @@ Key = tuple[str, str, tuple[str, int] | None, frozenset[str], int]
 
 @dataclass(frozen=True)
 class Dead:
-    """A rectifier most of whose units are zero for every sample.
+    """A rectifier most of whose units are at an end, zero as a rule, for every sample.
 
     Attributes:
         op: one of its calls.
@@ -102,7 +102,6 @@ def flat_activations(passes: Sequence[Pass], *, fresh: bool = False) -> list[Fla
     `fresh`: the model is untrained.
     """
     found: dict[Key, Flat] = {}
-    calls: dict[Key, int] = {}
     for seen in passes:
         hidden = _hidden(seen)
         for op in seen.ops:
@@ -111,7 +110,6 @@ def flat_activations(passes: Sequence[Pass], *, fresh: bool = False) -> list[Fla
                 continue
             feeds = feeding(op)
             key = (op.module, op.name, op.spot, frozenset() if feeds is None else feeds.weights, 0)
-            calls[key] = calls.get(key, 0) + 1
             known = found.get(key)
             # The least saturated call counts: one step of a recurrence may well be.
             if known is None or share < known.share:

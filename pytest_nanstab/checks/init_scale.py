@@ -74,28 +74,11 @@ def assert_init_scale(
         ValueError: an unknown scheme, a pattern that matches nothing, a model without weights, a batch with NaN.
     """
     __tracebackhide__ = True
-    findings = init_scale_findings(
+    report = init_scale_report(
         model, scheme, batch=batch, loss=loss, nonlinearity=nonlinearity, gain=gain, only=only, skip=skip
     )
-    if findings:
-        raise error_from(findings)
-
-
-def init_scale_findings(
-    model: nn.Module,
-    scheme: str | Mapping[str, str] = "auto",
-    *,
-    batch: Any = None,
-    loss: Loss | None = None,
-    nonlinearity: str | None = None,
-    gain: float | None = None,
-    only: Patterns = (),
-    skip: Patterns = (),
-) -> list[Finding]:
-    """What `assert_init_scale` would raise, the root cause first."""
-    return init_scale_report(
-        model, scheme, batch=batch, loss=loss, nonlinearity=nonlinearity, gain=gain, only=only, skip=skip
-    ).findings
+    if report.findings:
+        raise error_from(report.findings)
 
 
 @dataclass
@@ -122,7 +105,7 @@ def init_scale_report(
     only: Patterns = (),
     skip: Patterns = (),
 ) -> Report:
-    """The findings, and notes on the first pass where "auto" made one."""
+    """What `assert_init_scale` would raise, and notes on the first pass where "auto" made one."""
     if loss is not None and batch is None:
         raise TypeError("loss needs a batch to run on")
     watched = batch is not None and scheme == "auto"

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from pytest_nanstab.propagation.passes import BOUNDED, NORMS, Op, Pass
 
@@ -26,8 +26,8 @@ class Layer:
         name: dotted path of the module, or of the parameter where a module holds several.
         op: that call.
         weights: the names of its parameters.
-        above: the layers its input went through.
-        below: the layers its result goes through.
+        above: the layers its input went through, by the index of their `op`.
+        below: the layers its result goes through, likewise.
     """
 
     name: str
@@ -77,30 +77,29 @@ def layers_of(seen: Pass, *, frozen: bool = False) -> list[Layer]:
     `frozen`: those that do not as well.
     """
     best: dict[frozenset[str], Op] = {}
-    first: dict[frozenset[str], int] = {}
-    reached: dict[int, set[int]] = {}
-    owners: dict[int, frozenset[str]] = {}
+    bits: dict[frozenset[str], int] = {}  # one of each layer, in order of the first calls
+    before: dict[frozenset[str], int] = {}  # those of the layers before any of its calls
+    reached: list[int] = []  # by operation: those of the layers its result has gone through
     for op in seen.ops:
-        reached[op.index] = set().union(*(reached[source.index] | {source.index} for source in op.sources))
+        inputs = 0
+        for source in op.sources:
+            inputs |= reached[source.index]
+        reached.append(inputs)
         if not op.mixes or not (op.trained or frozen):
             continue
         weights = op.matrices
-        owners[op.index] = weights
-        first.setdefault(weights, op.index)
+        reached[-1] |= bits.setdefault(weights, 1 << len(bits))
+        before[weights] = before.get(weights, 0) | inputs
         known = best.get(weights)
         if known is None or (op.sensitivity or 0.0) > (known.sensitivity or 0.0):
             best[weights] = op
-    layers = {weights: Layer(_name(op), op, weights) for weights, op in best.items()}
-    for op in seen.ops:
-        if op.index not in owners:
-            continue
-        mine = layers[owners[op.index]]
-        for index in reached[op.index]:
-            other = layers.get(owners.get(index, frozenset()))
-            if other is not None and other is not mine:
+    layers = [Layer(_name(op), op, weights) for weights, op in best.items()]
+    for mine in layers:
+        for other in layers:
+            if other is not mine and before[mine.weights] & bits[other.weights]:
                 mine.above.add(other.op.index)
                 other.below.add(mine.op.index)
-    return sorted(layers.values(), key=lambda layer: first[layer.weights])
+    return layers
 
 
 def place(depth: Depth) -> str:
@@ -111,8 +110,8 @@ def place(depth: Depth) -> str:
     if depth.what == "gradient":
         return depth.first.name
     inside = [layer.name.split(".") for layer in depth.layers if layer not in (depth.first, depth.last)]
-    shared = [parts[0] for parts in zip(*inside, strict=False) if len(set(parts)) == 1]
-    return ".".join(shared) or depth.first.name
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*inside, strict=False))
+    return ".".join(parts[0] for parts in shared) or depth.first.name
 
 
 def _name(op: Op) -> str:
@@ -129,7 +128,7 @@ def _owner(name: str) -> str:
     return module if parametrized else name.rpartition(".")[0]
 
 
-def gradient_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | None:
+def gradient_depth(seen: Pass) -> Depth | None:
     """The layers that the gradient does not reach, or reaches a thousandfold; None when all is well.
 
     Measured as |dL/dy| |y|, which rectifiers and linear layers hand on unchanged, so neither width nor the scale of the
@@ -137,7 +136,7 @@ def gradient_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | Non
     that a layer, or any layer before it, gets. Exact zeros count only where the gradient has shrunk step by step until
     nothing was left of it.
     """
-    layers = layers_of(seen) if layers is None else layers
+    layers = layers_of(seen)
     by_index = {layer.op.index: layer for layer in layers}
     consumers, straight = seen.consumers(), _straight(seen)
     small: list[tuple[float, Layer, Layer]] = []
@@ -230,13 +229,13 @@ def _shrunk(op: Op, consumers: dict[int, list[Op]]) -> float | None:
     return max(reached, default=None)
 
 
-def signal_depth(seen: Pass, layers: list[Layer] | None = None) -> Depth | None:
+def signal_depth(seen: Pass) -> Depth | None:
     """A signal that leaves [1e-3, 1e3] of the size it had behind the first layer, and stays there to the last one.
 
     A normalisation or a bounded activation gives it a new size, and a residual stream beside a small branch keeps its.
     What the last layer makes of a healthy signal is its own choice of scale.
     """
-    layers = layers_of(seen, frozen=True) if layers is None else layers
+    layers = layers_of(seen, frozen=True)
     starts = _starts(seen)
     for layer in reversed(layers):
         op = layer.op

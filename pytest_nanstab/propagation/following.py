@@ -37,15 +37,9 @@ _ENDS = frozenset({"softmax", "log_softmax", "logsumexp", "nll_loss", "mse_loss"
 
 @dataclass(frozen=True)
 class Follower:
-    """The first operation behind a layer that does more than hand its result on.
-
-    Attributes:
-        op: it; None at the end of the graph.
-        way: the operations between, in order.
-    """
+    """The first operation behind a layer that does more than hand its result on: `op`, None at the end of the graph."""
 
     op: Op | None
-    way: tuple[Op, ...]
 
     @property
     def name(self) -> str:
@@ -58,6 +52,11 @@ class Follower:
     def normalises(self) -> bool:
         """Whether what follows takes any scale back."""
         return self.op is not None and self.op.name in NORMS
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether another layer, or nothing, follows: no non-linearity, and nothing that takes a scale back."""
+        return self.nonlinearity == "linear" and not self.normalises
 
     @property
     def nonlinearity(self) -> str:
@@ -80,19 +79,17 @@ def followers(seen: Pass) -> dict[int, Follower]:
 
 
 def _follow(op: Op, consumers: dict[int, list[Op]]) -> Follower:
-    waiting: list[tuple[Op, tuple[Op, ...]]] = [(op, ())]
-    seen: set[int] = set()
+    waiting, seen = [op], {op.index}
     fallback: Follower | None = None
     while waiting:
-        here, way = waiting.pop(0)
-        for other in sorted(consumers.get(here.index, []), key=lambda item: item.index):
+        for other in sorted(consumers.get(waiting.pop(0).index, []), key=lambda item: item.index):
             if other.index in seen:
                 continue
             seen.add(other.index)
             if other.name in NONLINEAR or other.name in NORMS or other.name in _ENDS:
-                return Follower(other, way)
+                return Follower(other)
             if other.mixes or other.name not in PASSIVE:
-                fallback = fallback or Follower(other, way)
+                fallback = fallback or Follower(other)
             else:
-                waiting.append((other, (*way, other)))
-    return fallback or Follower(None, ())
+                waiting.append(other)
+    return fallback or Follower(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # Operations that multiply an activation with a weight: those that a layer's initial scale is about.
@@ -37,7 +36,6 @@ class Op:
         shape: of its result.
         weights: names of the parameters among its operands, also where they went through a parametrization.
         sources: the operations whose results it was given.
-        shares: the size of each of those, as it was given.
         size_in: root mean square of the largest activation among its operands; None without one.
         size: root mean square of its result.
         top: largest magnitude of its result.
@@ -45,7 +43,7 @@ class Op:
         clean: neither in its operands.
         gradient: L2 norm of the loss's gradient with respect to its result; None where none arrived.
         norm: L2 norm of the result.
-        dead: units (features or channels) that are zero everywhere in the batch, of `units`; of rectifiers only.
+        dead: for each unit (feature or channel), whether it is at an end everywhere in the batch; of rectifiers only.
         saturated: share of the elements at which the activation is all but flat; of bounded ones only.
         entropy: of softmax, the mean entropy of its rows over the largest possible.
         spread: of softmax, the standard deviation of the logits within a row, averaged.
@@ -97,20 +95,17 @@ class Op:
 
 @dataclass(slots=True)
 class Pass:
-    """All operations of a forward pass in order, and the loss.
+    """All operations of a forward pass in order, and what its backward pass left.
 
     Attributes:
-        ops: the operations; those that only look at memory another way are left out.
-        loss: its value; None when the pass had no loss.
+        ops: the operations; those that only look at memory another way are left out. Empty where they could not be
+            seen to the end: half a pass says nothing.
         gradients: L2 norm of the gradient of each parameter that got one.
-        weights: L2 norm of each parameter.
         failed: why there are no gradients.
     """
 
     ops: list[Op] = field(default_factory=list)
-    loss: float | None = None
     gradients: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, float] = field(default_factory=dict)
     failed: str | None = None
 
     def consumers(self) -> dict[int, list[Op]]:
@@ -120,10 +115,6 @@ class Pass:
             for source in op.sources:
                 found.setdefault(source.index, []).append(op)
         return found
-
-    def layers(self) -> Iterator[Op]:
-        """The operations that multiply with weights."""
-        return (op for op in self.ops if op.mixes)
 
 
 def ratio(size: float | None, other: float | None) -> float | None:

@@ -35,7 +35,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights: dict[int, frozenset[str]] = {}
         self._constant: set[int] = set()
         self._kept: list[Tensor] = []
-        self._results: list[tuple[Op, Tensor]] = []
+        self._results: dict[int, tuple[Op, Tensor]] = {}  # by the operation's index
         for name, parameter in model.named_parameters():
             key = None if nn.parameter.is_lazy(parameter) else storage_key(parameter)
             if key is not None:
@@ -66,6 +66,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return look(*args)
         except Exception as error:  # noqa: BLE001 - kept, and told in a note
             self.seen.failed = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.seen.ops.clear()
             return None
 
     def _before(self, about: Operation, tensors: list[Tensor]) -> tuple[float | None, bool]:
@@ -88,7 +89,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             op = self._made.get(storage_key(tensor) or 0)
             if op is not None and tensor.requires_grad and not tensor.is_leaf:
-                self._results = [(known, result) for known, result in self._results if known is not op]
+                self._results.pop(op.index, None)
                 listen(op, tensor)
 
     def _record(
@@ -130,7 +131,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._kept.append(tensor)
             if not number and tensor.is_floating_point():
                 shapes.describe(op, tensor, tensors)
-                self._results.append((op, tensor))
+                self._results[op.index] = (op, tensor)
 
     def _only_weights(self, tensors: list[Tensor], keys: list[int | None]) -> bool:
         """Whether nothing but parameters, what was made of them, and constants goes in: a parametrization."""
@@ -147,7 +148,7 @@ class Probe(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def listen(self) -> None:
         """Ask for the gradient of every result: after the forward pass, when they have got their nodes."""
-        for op, tensor in self._results:
+        for op, tensor in self._results.values():
             if tensor.requires_grad:
                 listen(op, tensor)
 
@@ -192,15 +193,15 @@ def _named(model: nn.Module, probe: Probe) -> Iterator[None]:
             handle.remove()
 
 
-def observed(model: nn.Module, forward: Callable[[], Any], *, backward: bool = True) -> Pass:
+def observed(model: nn.Module, forward: Callable[[], Any]) -> Pass:
     """The pass that `forward()` makes through the model, and its backward pass from the scalar it returns.
 
     Gradients of parameters are left alone. A backward pass that torch refuses leaves the pass without gradients and
     says so in `failed`.
     """
-    seen = _pass(model, forward, backward=backward, accumulate=False)
+    seen = _pass(model, forward, accumulate=False)
     if seen.failed is not None and "checkpoint" in seen.failed.lower() and not _has_own_hooks(model):
-        return _pass(model, forward, backward=backward, accumulate=True)  # reentrant: .backward() or nothing
+        return _pass(model, forward, accumulate=True)  # reentrant: .backward() or nothing
     return seen
 
 
@@ -209,12 +210,12 @@ def _has_own_hooks(model: nn.Module) -> bool:
     return any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
 
 
-def _pass(model: nn.Module, forward: Callable[[], Any], *, backward: bool, accumulate: bool) -> Pass:
+def _pass(model: nn.Module, forward: Callable[[], Any], *, accumulate: bool) -> Pass:
     probe = Probe(model)
     try:
-        with _named(model, probe), torch.set_grad_enabled(backward), probe:
+        with _named(model, probe), torch.enable_grad(), probe:
             result = forward()
-        if backward and probe.seen.failed is None:
+        if probe.seen.failed is None:
             _differentiate(model, probe, result, accumulate=accumulate)
     finally:
         probe.forget()
@@ -240,7 +241,6 @@ def _differentiate(model: nn.Module, probe: Probe, result: Any, *, accumulate: b
     if not isinstance(result, Tensor) or result.numel() != 1 or not result.requires_grad:
         seen.failed = "the forward pass gave no scalar that requires a gradient"
         return
-    seen.loss = float(result.detach())
     probe.listen()
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and not nn.parameter.is_lazy(p)]
     try:
@@ -249,7 +249,6 @@ def _differentiate(model: nn.Module, probe: Probe, result: Any, *, accumulate: b
         seen.failed = str(error).strip().splitlines()[0]
         return
     with torch_private.unseen():
-        for (name, parameter), gradient in zip(named, gradients, strict=True):
-            seen.weights[name] = shapes.norm(parameter)
+        for (name, _), gradient in zip(named, gradients, strict=True):
             if gradient is not None:
                 seen.gradients[name] = shapes.norm(gradient)

@@ -11,7 +11,8 @@ from pytest_nanstab.propagation.passes import Pass, ratio
 def summary(seen: Pass) -> list[str]:
     """What depth, attention and residual streams make of the first pass, in a line each."""
     layers = layers_of(seen)
-    told = [_over_depth(layers), _attention(seen), _stream(seen)]
+    unseen = None if seen.failed is None else f"gradients of the first pass not judged: {seen.failed}"
+    told = [_over_depth(layers), _attention(seen), _stream(seen), unseen]
     return [line for line in told if line]
 
 

@@ -42,6 +42,7 @@ class GradientJudge:
         if scale != 1.0:
             self.clips.unscaled({id(p) for p in norm.parameters})
         clips = self.clips.take(optimizer, norm.parameters) if self.clips.calls else []
+        self.tallies.taken(clips, norm.parameters, self._region.backwards)
         raw, received = self._norms(norm, clips, scale)
         if self._region.backwards == norm.looked > norm.backwards:
             raw = norm.left  # seen right after the backward: whatever has been done to it by hand is in `received`
@@ -113,7 +114,6 @@ class GradientJudge:
         scaled = [clip for clip in clips if clip.scale is not None and clip.unscaled_later]
         others = [clip for clip in clips if clip not in idle and clip not in scaled]
         done = {id(p) for clip in others for p in clip.parameters}
-        self.tallies.taken(clips, norm.parameters, self._region.backwards)
         for clip in idle:
             if not any(id(p) in done for p in clip.parameters):
                 late = bool(clip.gradients) and self.tallies.after_step(clip)

@@ -65,9 +65,14 @@ def grown(run: Run) -> list[tuple[float, str]]:
     return sorted(found, reverse=True)
 
 
+def fold(factor: float) -> str:
+    """ "150-fold", "9.2e+04-fold"."""
+    return f"{factor:.0f}-fold" if 10 <= factor < 1e4 else f"{factor:.2g}-fold"
+
+
 def movers(run: Run, most: int = 3) -> str | None:
     """ "encoder.weight 31-fold, head.weight 12-fold": the parameters whose gradients grew most, of those that did."""
-    told = [f"{name} {factor:.2g}-fold" for factor, name in grown(run)[:most] if factor > _MOVED]
+    told = [f"{name} {fold(factor)}" for factor, name in grown(run)[:most] if factor > _MOVED]
     return ", ".join(told) or None
 
 

@@ -9,7 +9,7 @@ from pytest_nanstab import Finding, TrainingSetup
 from pytest_nanstab.attribution.constructions import recording_writes
 from pytest_nanstab.checks._stuck import Trained
 from pytest_nanstab.checks.gradients import gradient_findings, notes
-from pytest_nanstab.checks.init_scale import init_scale_findings
+from pytest_nanstab.checks.init_scale import init_scale_report
 from pytest_nanstab.suite.batching import cycle
 from pytest_nanstab.suite.driver import Stepper, drive
 from pytest_nanstab.suite.observing import Start, observed_passes
@@ -38,7 +38,7 @@ def made(program: Program, optimizer: str = "", seed: int = 0) -> Iterator[Train
 def init_verdicts(program: Program, seed: int = 0) -> list[Finding]:
     """What the check `init_scale` finds."""
     with made(program, seed=seed) as setup, modes(setup.model, training=True):
-        return init_scale_findings(setup.model, batch=next(cycle(setup.batches)), loss=setup.loss)
+        return init_scale_report(setup.model, batch=next(cycle(setup.batches)), loss=setup.loss).findings
 
 
 def gradient_verdicts(
