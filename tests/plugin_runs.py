@@ -24,7 +24,7 @@ for _name in (
     "pytest_nanstab.strategies",
     "pytest_nanstab.suite.checks",
     "pytest_nanstab.suite.fixture",
-    "pytest_nanstab.suite.hunts",
+    "pytest_nanstab.search.hunts",
     "pytest_nanstab.watching.api",
 ):
     importlib.import_module(_name)

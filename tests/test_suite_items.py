@@ -8,7 +8,8 @@ import torch
 
 from pytest_nanstab.batches import drawing  # noqa: F401
 from pytest_nanstab.checks import init_scale  # noqa: F401
-from pytest_nanstab.suite import checks, fixture, hunts  # noqa: F401
+from pytest_nanstab.search import hunts  # noqa: F401
+from pytest_nanstab.suite import checks, fixture  # noqa: F401
 from pytest_nanstab.suite.spec import CHECKS
 
 PRELUDE = """

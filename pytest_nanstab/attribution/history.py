@@ -24,6 +24,8 @@ _GROWING = frozenset(
     | {"mse_loss", "smooth_l1_loss", "huber_loss", "l1_loss", "embedding_bag"}
     | {"layer_norm", "batch_norm", "group_norm", "rms_norm"}
 )
+# The same, and what hands large numbers on; torch calls a convolution's derivative by its longer name.
+_LINEAR = (_GROWING - {"sinh", "cosh", "addcdiv"}) | {"neg", "abs", "relu", "gelu", "silu", "convolution", "dot"}
 # Numbers whose squares, a few of them added up, are beyond the dtype.
 _LARGE = {"float16": 60.0, "bfloat16": 1e17, "float32": 1e17, "float64": 1e150}
 # Records of finite values are cut off from their operands after so many steps: history must not grow for ever.
@@ -136,6 +138,24 @@ class Made:
             return False
         largest = max((operand.largest or 0.0 for operand in self.bad.operands), default=0.0)
         return not self.bad.nan or largest > _LARGE.get(self.dtype, 1e17)
+
+    @property
+    def grew(self) -> bool:
+        """Whether its operands were so large already that no operation at an edge is to blame.
+
+        A quotient of a huge number counts, one by a tiny number does not; a power with a negative exponent does not.
+        """
+        if self.bad is None or self.bad.kind != "born" or not self.bad.operands:
+            return False
+        large = _LARGE.get(self.dtype, 1e17)
+        largest = max(operand.largest or 0.0 for operand in self.bad.operands)
+        if self.op in ("div", "addcdiv", "true_divide"):
+            smallest = self.bad.operands[-1].smallest
+            return len(self.bad.operands) > 1 and largest > large and smallest is not None and smallest * large > 1
+        if self.op in ("pow", "prod", "cumprod"):
+            exponent = next((n for n in self.numbers if isinstance(n, (int, float))), 2)
+            return self.op != "pow" or (exponent > 1 and not self.bad.nan)
+        return largest > large and self.op.removesuffix("_backward") in _LINEAR
 
 
 @dataclass

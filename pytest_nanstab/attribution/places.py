@@ -23,6 +23,7 @@ _OURS = str(Path(__file__).resolve().parent.parent) + os.sep
 _FUNCTIONAL = tuple(
     _TORCH + name.replace("/", os.sep) for name in ("nn/functional.py", "functional.py", "nn/utils/clip_grad.py")
 )
+_UTILS = str(Path(_TORCH, "nn", "utils")) + os.sep
 # The frame that runs the autograd engine: what is above it belongs to the backward pass.
 _ENGINE = ("_engine_run_backward", "run_backward")
 _NAMELESS = ("<module>", "<lambda>", "<listcomp>", "<genexpr>", "<dictcomp>")
@@ -39,6 +40,7 @@ class Place:
         library: the innermost line of any other library, as (file, line).
         in_backward: whether the autograd engine ran it, and no user code inside the backward pass.
         in_module: whether a module of torch's own lies between that line and the operation.
+        in_utils: whether a function of torch.nn.utils does (weight_norm, spectral_norm and other parametrizations).
     """
 
     spot: Spot | None
@@ -47,6 +49,7 @@ class Place:
     library: Spot | None
     in_backward: bool
     in_module: bool = False
+    in_utils: bool = False
 
 
 NOWHERE = Place(None, None, None, None, in_backward=False)
@@ -77,26 +80,28 @@ def is_stdlib(filename: str) -> bool:
 def place_of_call(depth: int = 1) -> tuple[Place, FrameType | None]:
     """The place of the call `depth` frames up, and the user's frame there."""
     frame: FrameType | None = sys._getframe(depth)
-    functional, library, crossed, in_module = None, None, False, False
+    functional, library, crossed, in_module, in_utils = None, None, False, False, False
     while frame is not None:
         code = frame.f_code
         kind = kind_of(code.co_filename)
         if kind == "user":
             function = None if code.co_name in _NAMELESS else code.co_name
             spot = (code.co_filename, frame.f_lineno)
-            return Place(spot, function, functional, library, crossed, in_module), frame
+            return Place(spot, function, functional, library, crossed, in_module, in_utils), frame
         if kind == "functional" and (functional is None or not code.co_name.startswith("_")):
             functional = code.co_name  # the outermost that has a name of its own, not the decorator around it
         elif kind == "torch" and code.co_name in _ENGINE:
-            functional, library, crossed, in_module = None, None, True, False
+            functional, library, crossed, in_module, in_utils = None, None, True, False, False
         elif kind == "torch" and code.co_name == "_call_impl":
             in_module = True
+        elif kind == "torch" and code.co_filename.startswith(_UTILS):
+            in_utils = True
         elif kind == "library" and library is None:
             library = (code.co_filename, frame.f_lineno)
         elif kind == "runner":
             break
         frame = frame.f_back
-    return Place(None, None, functional, library, crossed, in_module), None
+    return Place(None, None, functional, library, crossed, in_module, in_utils), None
 
 
 def called_at(frame: FrameType | None) -> str | None:

@@ -76,6 +76,17 @@ def user_line(depth: int = 1) -> str | None:
     return shown(user_spot(depth + 1))
 
 
+def spot_of_error(error: BaseException) -> tuple[str, int] | None:
+    """The innermost user line that an exception came through."""
+    found, traceback = None, error.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if is_user_file(filename):
+            found = (filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
 def is_users_own(optimizer: object) -> bool:
     """Whether an optimizer's step is written in the user's own files."""
     code = getattr(inspect.unwrap(getattr(type(optimizer), "step", len)), "__code__", None)

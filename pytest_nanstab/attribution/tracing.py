@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.growth import Growth, explosion_in
 from pytest_nanstab.attribution.history import Made
-from pytest_nanstab.attribution.origin import origin_of
+from pytest_nanstab.attribution.origin import home_of, origin_of
 from pytest_nanstab.attribution.rates import watch_groups
 from pytest_nanstab.attribution.tracer import Tracer
 from pytest_nanstab.watching import torch_private
@@ -42,10 +42,13 @@ class Tracing:
     Attributes:
         growth: the sizes of parameters and gradients over the last steps, traced or not.
         batch_size: the first size of what the outermost module was last called with.
+        excused: whether the last finding it told came from numbers that only grew too large, or from what torch's own
+            parametrizations do with a weight.
     """
 
     def __init__(self, from_step: int = 1, *, deadline: float | None = None) -> None:
         self.growth = Growth()
+        self.excused = False
         self.batch_size: int | None = None
         self._from_step = from_step
         self._deadline = deadline
@@ -113,7 +116,10 @@ class Tracing:
     def told(self, finding: Finding, made: Made, region: Region) -> Finding:
         """The finding with its origin."""
         known = Known(region.names, self.batch_size, explosion_in(region.run, self.growth), optimizers_of(region))
-        return retold(finding, origin_of(made), known)
+        origin = origin_of(made)
+        first = home_of(origin.guilty)
+        self.excused = origin.guilty.grew or first.place.in_utils
+        return retold(finding, origin, known)
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 

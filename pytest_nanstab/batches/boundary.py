@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pytest_nanstab.batches.build import kinds_of, realise
+from pytest_nanstab.batches.build import has_twins, kinds_of, realise
 from pytest_nanstab.batches.layout import Plan, Sizes, plan
 from pytest_nanstab.batches.recipe import FULL, Described, Description, Recipe
 from pytest_nanstab.batches.spec import TensorSpec
 
 _LARGE = 16  # rows and positions are not made longer than this for the list: it has to stay cheap
+_LARGEST = 256  # but once
 
 
 class Theme(NamedTuple):
@@ -23,6 +24,8 @@ class Theme(NamedTuple):
     probabilities: str = "mixed"
     level: float = 1.0
     smallest: bool = False
+    largest: bool = False
+    alike: bool = False
 
 
 _THEMES = (
@@ -31,11 +34,16 @@ _THEMES = (
     Theme(floats="upper", ints="upper", probabilities="certain", level=FULL),
     Theme(floats="lower", ints="lower", probabilities="certain_random", level=FULL),
     Theme(floats="corners", ints="both_ends", probabilities="spiky", level=FULL),
+    Theme(floats="sparse_corners", level=FULL),
+    Theme(floats="one_nonzero", level=FULL),
+    Theme(floats="alternating", level=FULL),
     Theme(floats="uniform", level=FULL, probabilities="almost_certain"),
     Theme(floats="log_uniform", level=FULL),
     Theme(floats="constant_column"),
     Theme(floats="equal_rows", ints="equal_rows"),
     Theme(floats="zero_rows"),
+    Theme(floats="pairs"),
+    Theme(alike=True),
     Theme(floats="outlier", level=FULL),
     Theme(floats="offset", level=FULL),
     Theme(floats="near_ends", level=FULL),
@@ -50,6 +58,7 @@ _THEMES = (
     Theme(lengths="shortest"),
     Theme(lengths="one_shortest", mask="random"),
     Theme(smallest=True),
+    Theme(largest=True),
     Theme(floats="plain", ints="plain", smallest=True, mask="fewest", lengths="shortest"),
     Theme(floats="corners", level=FULL, smallest=True),
 )
@@ -79,11 +88,10 @@ def _batches(checked: Plan, seed: int) -> Iterator[Described]:
 
 
 def _description(checked: Plan, theme: Theme, seed: int) -> Description:
-    sizes = {
-        name: low if theme.smallest else min(high, max(low, _LARGE)) for name, (low, high) in checked.sizes.items()
-    }
+    most = _LARGEST if theme.largest else _LARGE
+    sizes = {name: low if theme.smallest else min(high, max(low, most)) for name, (low, high) in checked.sizes.items()}
     recipes = (_recipe(field.spec, theme, seed + index) for index, field in enumerate(checked.fields))
-    return Description(sizes, tuple(recipes))
+    return Description(sizes, tuple(recipes), alike=theme.alike and has_twins(checked))
 
 
 def _recipe(spec: TensorSpec, theme: Theme, seed: int) -> Recipe:

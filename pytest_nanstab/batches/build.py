@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,32 @@ def realise(plan: Plan, description: Description) -> Described:
     return Described(batch, "; ".join(words), description)
 
 
+def has_twins(plan: Plan) -> bool:
+    """Whether two fields could hold the same values."""
+    return any(_twin_of(plan, index) != index for index in range(len(plan.fields)))
+
+
+def _twin_of(plan: Plan, index: int) -> int:
+    """The first field that could hold the same values: alike in everything but the bounds."""
+    wanted = _without_bounds(plan.fields[index].spec)
+    return next(other for other, field in enumerate(plan.fields) if _without_bounds(field.spec) == wanted)
+
+
+def _without_bounds(spec: TensorSpec) -> TensorSpec:
+    is_plain = spec.kind == "values" and spec.family == "float"
+    return dataclasses.replace(spec, min_value=None, max_value=None) if is_plain else spec
+
+
+def _as_twin(field: Field, twin: Field, made: Made) -> Made:
+    array = made.array.copy()
+    if field.spec.kind == "values" and field.spec.family == "float":
+        np.clip(array, *field.spec.float_bounds(), out=array)
+    return Made(
+        array,
+        f"the same as {twin.name}, within its own bounds" if field.spec != twin.spec else f"the same as {twin.name}",
+    )
+
+
 def _in_order(plan: Plan) -> Iterator[int]:
     """Lengths first: padding and masks follow them."""
     yield from (index for index, field in enumerate(plan.fields) if field.spec.kind == "lengths")
@@ -48,6 +75,9 @@ def _in_order(plan: Plan) -> Iterator[int]:
 
 def _made(plan: Plan, index: int, description: Description, done: dict[int, Made]) -> Made:
     field, recipe = plan.fields[index], description.recipes[index]
+    twin = _twin_of(plan, index) if description.alike else index
+    if twin != index:
+        return _as_twin(field, plan.fields[twin], done[twin])
     shape = field.shape(description.sizes)
     if field.spec.kind == "lengths":
         longest = plan.longest(index, description.sizes)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pytest_nanstab.batches import floats
-from pytest_nanstab.batches.build import kinds_of, realise
+from pytest_nanstab.batches.build import has_twins, kinds_of, realise
 from pytest_nanstab.batches.layout import Plan, Sizes, plan
 from pytest_nanstab.batches.recipe import FULL, LEVELS, REGIONS, Described, Description, Recipe
 from pytest_nanstab.batches.spec import TensorSpec
@@ -20,6 +20,7 @@ _SEEDS = st.integers(0, 0xFFFF)  # enough for distinct noise, few enough to shri
 _POSITIONS = st.integers(0, 0xFFFFF)
 _EDIT_COUNTS = (*(0,) * 8, 1, 1, 2, 3)
 _LEVELS = st.sampled_from(LEVELS)
+_ALIKE = st.sampled_from((*(False,) * 7, True))
 _REGIONS = st.sampled_from(REGIONS)
 
 
@@ -54,10 +55,12 @@ def _drawer(checked: Plan) -> Callable[[Draw], Described]:
     """All strategies are made once; drawing an example only draws."""
     sizes = {name: st.integers(low, high) for name, (low, high) in checked.sizes.items()}
     recipes = [_recipe_drawer(field.spec) for field in checked.fields]
+    alike = _ALIKE if has_twins(checked) else None
 
     def drawn(draw: Draw) -> Described:
         chosen = {name: draw(strategy) for name, strategy in sizes.items()}
-        return realise(checked, Description(chosen, tuple(recipe(draw) for recipe in recipes)))
+        drawn_recipes = tuple(recipe(draw) for recipe in recipes)
+        return realise(checked, Description(chosen, drawn_recipes, alike=alike is not None and draw(alike)))
 
     return drawn
 

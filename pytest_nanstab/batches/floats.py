@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_nanstab.batches import dtypes
-from pytest_nanstab.batches.recipe import Array, Made, Recipe, edited, kept, number, rng_of
+from pytest_nanstab.batches.recipe import Array, Made, Recipe, edited, index_of, kept, number, rng_of
 from pytest_nanstab.batches.spec import TensorSpec
 
 
@@ -126,6 +126,23 @@ def _alternating(_rng: np.random.Generator, shape: tuple[int, ...], window: Wind
 def _corners(rng: np.random.Generator, shape: tuple[int, ...], window: Window) -> Made:
     array = np.where(_coins(rng, shape), window.dtype(window.high), window.dtype(window.low))
     return Made(array, f"each value one of {number(window.low)} and {number(window.high)}")
+
+
+def _sparse_corners(rng: np.random.Generator, shape: tuple[int, ...], window: Window) -> Made:
+    array = np.full(shape, window.plain, dtype=window.dtype)
+    places = _random(rng, shape, window) < 0.1
+    array[places] = np.where(_coins(rng, shape), window.dtype(window.low), window.dtype(window.high))[places]
+    ends = f"{number(window.low)} or {number(window.high)}"
+    return Made(array, f"one in ten {ends}, everything else {number(window.plain)}")
+
+
+def _one_nonzero(rng: np.random.Generator, shape: tuple[int, ...], window: Window) -> Made:
+    array = np.full(shape, window.plain, dtype=window.dtype)
+    if not array.size:
+        return Made(array, "empty")
+    flat = int(rng.integers(array.size))
+    array.reshape(-1)[flat] = window.far
+    return Made(array, f"all {number(window.plain)} but {number(window.far)} at {index_of(flat, shape)}")
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], window: Window) -> Floats:
@@ -264,7 +281,9 @@ BUILDERS: dict[str, Build] = {
     "upper": _upper,
     "lower": _lower,
     "alternating": _alternating,
+    "one_nonzero": _one_nonzero,
     "corners": _corners,
+    "sparse_corners": _sparse_corners,
     "uniform": _uniform,
     "log_uniform": _log_uniform,
     "constant_column": _constant_column,

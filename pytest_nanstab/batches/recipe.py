@@ -40,10 +40,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Description:
-    """How to build a whole batch: the size behind each name and one recipe per field."""
+    """How to build a whole batch: the size behind each name and one recipe per field.
+
+    With `alike`, fields that could hold the same values do: an anchor and its positive, a prediction and its target.
+    """
 
     sizes: Mapping[str, int]
     recipes: tuple[Recipe, ...]
+    alike: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,12 +82,13 @@ def number(value: Any) -> str:
         return str(int(value))
     if isinstance(value, (complex, np.complexfloating)):
         return f"{complex(value):.6g}"
-    short = f"{float(value):.6g}"
-    return (
-        short
-        if float(short) == float(value) or not math.isfinite(value)
-        else repr(value.item() if hasattr(value, "item") else value)
-    )
+    exact = float(value)
+    short = f"{exact:.6g}"
+    if float(short) == exact or not math.isfinite(exact):
+        return short
+    # A number of float32 needs at most nine digits to be told from its neighbours.
+    nine = f"{exact:.9g}"
+    return nine if float(np.float32(nine)) == exact else repr(exact)
 
 
 def index_of(flat: int, shape: tuple[int, ...]) -> list[int]:

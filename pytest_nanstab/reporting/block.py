@@ -24,7 +24,18 @@ _Pair: TypeAlias = "tuple[str, str | list[str] | None]"
 _SPOKEN_FOR = frozenset(
     {"step", "steps", "step_range", "batch", "seed", "precision", "device", "parameter", "module_class", "optimizer"}
     | {"tensor", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "detail", "range", "chain", "table"}
-    | {"value", "limit", "limit_name", "limit_source", "rows", "columns", "field", "grade", "batch_description"}
+    | {
+        "value",
+        "limit",
+        "limit_name",
+        "limit_source",
+        "rows",
+        "columns",
+        "field",
+        "grade",
+        "state",
+        "batch_description",
+    }
     | {"excerpt", "note", "trace", "again", "steps before"}
 )
 
@@ -141,7 +152,8 @@ def _facts(finding: Finding, width: int) -> list[str]:
 def _rows(finding: Finding) -> Iterator[tuple[str, list[_Value]]]:
     """The keys of the block in their order; a key with no value is left out."""
     evidence = finding.evidence
-    yield from _plain([*_when(finding), *_where(finding), *_numbers(evidence)])
+    grade = ": ".join(str(evidence[key]) for key in ("grade", "state") if evidence.get(key))
+    yield from _plain([("grade", grade or None), *_when(finding), *_where(finding), *_numbers(evidence)])
     if evidence.get("chain"):
         yield "chain", [_wrapped(" -> ".join(map(text.escape, evidence["chain"])), " -> ")]
     if evidence.get("table"):
@@ -229,7 +241,6 @@ def _where(finding: Finding) -> list[_Pair]:
 def _place_in_data(evidence: Mapping[str, Any]) -> list[_Pair]:
     rows, names = evidence.get("rows"), evidence.get("columns")
     return [
-        ("grade", evidence.get("grade")),
         ("data", evidence.get("batch_description")),
         ("field", evidence.get("field")),
         ("rows", text.listed(rows) if rows else None),

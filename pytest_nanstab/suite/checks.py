@@ -248,7 +248,7 @@ def _headroom(request: ItemRequest, seed: int) -> Verdict:
 
 def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
-    from pytest_nanstab.suite.hunts import attack
+    from pytest_nanstab.search.hunts import attack
 
     training = _finished_training(request, seed)
     with seeded(seed):

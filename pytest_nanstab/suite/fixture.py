@@ -122,8 +122,8 @@ class Nanstab:
             evaluations: how many training steps at most; None leaves it to `seconds`.
         """
         __tracebackhide__ = True
+        from pytest_nanstab.search.hunts import search
         from pytest_nanstab.suite.driver import check_arguments
-        from pytest_nanstab.suite.hunts import search
         from pytest_nanstab.suite.precision import InapplicableError
 
         check_arguments(setup, 1, "32-true")

@@ -1,0 +1,1 @@
+"""Guided search for a legal batch that breaks a training."""
