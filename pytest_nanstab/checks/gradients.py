@@ -167,6 +167,12 @@ def _depth(trained: Trained, *, exploded: bool) -> Finding | None:
     return depth_finding(trained.model, depth)
 
 
+def _was_trained(trained: Trained, layer: str) -> bool:
+    """Whether a layer got a gradient in the training, whatever the loss by itself gives it: a second loss, say."""
+    histories = trained.run.parameters.items()
+    return any(any(history.grad_norm) for name, history in histories if name.rpartition(".")[0] == layer)
+
+
 def _cut_off(trained: Trained, passes: Sequence[Pass]) -> Finding | None:
     """No gradient at all reaches any of the first layers, in none of the passes, while those behind them get one."""
     names: list[str] = []
@@ -176,7 +182,7 @@ def _cut_off(trained: Trained, passes: Sequence[Pass]) -> Finding | None:
         if not first or any(layer.op.gradient for layer in first) or not any(layer.op.gradient for layer in layers):
             return None
         names = [layer.name for layer in layers if not layer.op.gradient]
-    if not names:
+    if not names or any(_was_trained(trained, name) for name in names):
         return None
     return Finding(
         kind="vanishing-gradient",

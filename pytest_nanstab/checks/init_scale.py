@@ -120,6 +120,7 @@ def init_scale_report(
     seen = _signal.first_pass(model, batch, loss)
     judged.add_used(_propagation.used_parameters(seen))
     judged.next = _propagation.told_followers(judged.weights, seen)
+    judged.uneven = frozenset(seen.uneven)
     judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
@@ -217,6 +218,7 @@ class _Judged:
             ]
         )
         self.excused = _propagation.Excused()
+        self.uneven: frozenset[str] = frozenset()
         self.next: dict[str, str] = {}  # by parameter: what follows it, and how that is known
         self.only, self.skip = _patterns("only", only), _patterns("skip", skip)
         with evaluating(model):
@@ -282,7 +284,7 @@ class _Judged:
 
     def findings(self) -> list[Finding]:
         """Equal units first, then wrong spreads."""
-        equal = [weight for weight in self.weights if weight.verdict == "equal rows"]
+        equal = [w for w in self.weights if w.verdict == "equal rows" and w.view.parameter not in self.uneven]
         findings = [self._equal(weight) for weight in equal[:10]]
         return findings + (self._auto_findings() if self.auto else self._scheme_findings())
 

@@ -163,7 +163,9 @@ def listen(op: Op, tensor: Tensor) -> None:
     """Write the norm of the gradient that reaches a tensor into its operation."""
     op.trained = True
 
-    def keep(gradient: Tensor) -> None:
+    def keep(gradient: Tensor | None) -> None:
+        if gradient is None:  # the derivative of an integer result, which some decompositions hand out
+            return
         with torch_private.unseen():
             norm = shapes.norm(gradient)
         op.gradient = norm if op.gradient is None else math.hypot(op.gradient, norm)
@@ -252,3 +254,5 @@ def _differentiate(model: nn.Module, probe: Probe, result: Any, *, accumulate: b
         for (name, _), gradient in zip(named, gradients, strict=True):
             if gradient is not None:
                 seen.gradients[name] = shapes.norm(gradient)
+                if shapes.is_uneven(gradient):
+                    seen.uneven.add(name)

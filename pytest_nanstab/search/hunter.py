@@ -33,7 +33,6 @@ from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
 _STEP = re.compile(r"(?:at|after|of|before) (?:the first )?step(?: 1\b)?")
-_TRACED = 8  # finds of growth alone that are looked into; one more costs a traced step and tells nothing new
 
 
 @dataclass
@@ -147,8 +146,6 @@ class Hunter:
         __tracebackhide__ = True
         if not self._explain and state.is_reached:
             return found
-        if len(self.grown) >= _TRACED:
-            return None
         tracing, again = Tracing(), None
         with traced(tracing):
             again = self._step(state, described)

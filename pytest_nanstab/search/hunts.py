@@ -7,6 +7,7 @@ steps and weights scaled 1 to 32 times reach most hidden bugs was measured on a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -36,6 +37,7 @@ _TYPICAL = 2  # batches of the user's own that are tried on scaled and zeroed we
 _BOUNDARY = 8  # boundary batches that are tried on scaled weights
 _SITES = 6  # operations that are climbed towards
 _ZEROED = 64  # weight tensors that are set to zero, each once
+_GROWING = 3  # batches that show nothing but growth in one state: the others there are not tried
 _DRAWN = 16  # batches drawn by Hypothesis in one round
 
 
@@ -179,13 +181,18 @@ class Hunt:
 
     def _tried(self, pairs: Iterable[tuple[State, Described]]) -> Finding | None:
         __tracebackhide__ = True
+        growing: Counter[State] = Counter()
         for state, described in pairs:
             if self._hunter.budget.is_spent:
                 return None
+            if growing[state] >= _GROWING:
+                continue
+            grown = len(self._hunter.grown)
             watcher = Watcher() if state.is_reached else None
             found = self._hunter.probe(state, described, watcher)
             if found is not None:
                 return found
+            growing[state] += len(self._hunter.grown) - grown
             if watcher is not None and state is self._trained:
                 self._keep_nearest(watcher, described)
         return None

@@ -6,7 +6,7 @@ exchanged where a first-order estimate gains most (HotFlip, Ebrahimi et al., arX
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,36 +35,37 @@ def differentiable(plan: Plan, batch: Any) -> tuple[Any, dict[trees.Path, Tensor
 
 def moved(plan: Plan, batch: Any, gradients: Gradients, share: float) -> Any:
     """The batch after a step against the gradients: `share` of each field's range, 1 for all of it; it stays legal."""
-    lengths = dict(trees.leaves(batch))
-    fields = {field.path: field for field in plan.fields}
-
-    def other(path: trees.Path, leaf: Any) -> Any:
-        gradient = gradients.get(path)
-        if gradient is None or path not in fields:
-            return leaf
-        counter = fields[path].lengths
-        counted = None if counter is None else lengths[plan.fields[counter].path]
-        return _padded(fields[path], _stepped(fields[path], leaf, gradient, share), counted)
-
-    return trees.mapped(other, batch)
+    return _changed(plan, batch, gradients, lambda field, leaf, gradient: _stepped(field, leaf, gradient, share))
 
 
 def newton(plan: Plan, batch: Any, gradients: Gradients, length: float) -> Any:
-    """The batch after a step of Newton's towards a distance of zero; `length` scales the gradients."""
+    """The batch after a step of Newton's towards a distance of zero; `length` scales the gradients. It stays legal."""
+
+    def rooted(field: Field, leaf: Tensor, gradient: Tensor) -> Tensor:
+        if field.spec.kind != "values" or not leaf.is_floating_point():
+            return leaf
+        return _placed(field, leaf, gradient, leaf.double() - length * gradient.double())
+
+    return _changed(plan, batch, gradients, rooted)
+
+
+def _changed(plan: Plan, batch: Any, gradients: Gradients, change: Callable[[Field, Tensor, Tensor], Tensor]) -> Any:
+    """The batch with every field that has a gradient changed, and padding as it was."""
+    leaves = dict(trees.leaves(batch))
+    fields = {field.path: field for field in plan.fields}
 
     def other(path: trees.Path, leaf: Any) -> Any:
-        gradient = gradients.get(path)
-        field = next((field for field in plan.fields if field.path == path), None)
-        if gradient is None or field is None or field.spec.kind != "values" or not leaf.is_floating_point():
+        gradient, field = gradients.get(path), fields.get(path)
+        if gradient is None or field is None:
             return leaf
-        low, high = field.spec.float_bounds()
-        return torch.where(gradient == 0, leaf, (leaf - length * gradient).clamp(low, high)).to(leaf.dtype)
+        counted = None if field.lengths is None else leaves[plan.fields[field.lengths].path]
+        return _padded(field, change(field, leaf, gradient), counted)
 
     return trees.mapped(other, batch)
 
 
 def _stepped(field: Field, leaf: Tensor, gradient: Tensor, share: float) -> Tensor:
-    kind, spec = field.spec.kind, field.spec
+    kind = field.spec.kind
     if kind in ("one_hot", "probabilities"):
         best = torch.zeros_like(leaf).scatter_(-1, gradient.argmin(dim=-1, keepdim=True), 1.0)
         chosen = best if kind == "one_hot" else (1 - share) * leaf + share * best
@@ -73,15 +74,20 @@ def _stepped(field: Field, leaf: Tensor, gradient: Tensor, share: float) -> Tens
         return leaf
     if not leaf.is_floating_point():
         return _exchanged(field, leaf, gradient, share)
-    low, high = spec.float_bounds()
-    wide = leaf.double()
-    stepped = (wide - gradient.double().sign() * share * (high / 2 - low / 2) * 2).clamp(low, high)
-    result = torch.where(torch.isfinite(leaf) & (gradient != 0), stepped.to(leaf.dtype), leaf)
-    if not spec.allow_subnormal:
-        tiny = torch.finfo(leaf.dtype).tiny
-        plain = 0.0 if low <= 0 <= high else low if low > 0 else high
-        result = torch.where((result != 0) & (result.abs() < tiny), torch.full_like(result, plain), result)
-    return result
+    low, high = field.spec.float_bounds()
+    return _placed(field, leaf, gradient, leaf.double() - gradient.double().sign() * share * (high / 2 - low / 2) * 2)
+
+
+def _placed(field: Field, leaf: Tensor, gradient: Tensor, wanted: Tensor) -> Tensor:
+    """What is wanted, inside the field's bounds; where the gradient says nothing, and at legal NaN, what was there."""
+    spec, (low, high) = field.spec, field.spec.float_bounds()
+    inside = wanted.nan_to_num(0.0).clamp(low, high).to(leaf.dtype)
+    result = torch.where(torch.isfinite(leaf) & (gradient != 0), inside, leaf)
+    if spec.allow_subnormal:
+        return result
+    plain = 0.0 if low <= 0 <= high else low if low > 0 else high
+    small = (result != 0) & (result.abs() < torch.finfo(leaf.dtype).tiny)
+    return torch.where(small, torch.full_like(result, plain), result)
 
 
 def _exchanged(field: Field, tokens: Tensor, gains: Tensor, share: float) -> Tensor:

@@ -77,7 +77,7 @@ def _evaluate_batch(
     __tracebackhide__ = True
     moved = form.batch(batch)
     with explained(form.precision), form.autocast():
-        loss = checked_loss(setup.loss(setup.model, moved), "loss", needs_grad=False)
+        loss = checked_loss(_loss_of(setup, moved), "loss", needs_grad=False)
     value = loss.float().item()
     if math.isfinite(value):
         return None
@@ -100,6 +100,18 @@ def _evaluate_batch(
     )
     made = region.behind(loss)
     return finding if made is None or region.tracing is None else region.tracing.told(finding, made, region)
+
+
+def _loss_of(setup: TrainingSetup, batch: Batch) -> object:
+    """The loss without gradients, unless it needs some itself: a gradient penalty, the residual of an equation."""
+    __tracebackhide__ = True
+    try:
+        return setup.loss(setup.model, batch)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return setup.loss(setup.model, batch).detach()
 
 
 def is_data_fault(batch: Batch, domain: object) -> bool:

@@ -95,10 +95,12 @@ def conditional_gan_spectral_norm(fixed):
         x = (prototypes[y] + 0.1 * torch.randn(16, 8, generator=g)).clamp(-1, 1)
         batches.append({"real": x, "label": y, "noise": torch.randn(16, 6, generator=g)})
     floor = 1e-2 if fixed else 0.0
-    model = nn.ModuleDict({
-        "gen": nn.Sequential(nn.Linear(6 + 4, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 8), nn.Tanh()),
-        "disc": nn.Sequential(SNLinear(8 + 4, 24, floor), nn.LeakyReLU(0.2), SNLinear(24, 1, floor)),
-    })
+    model = nn.ModuleDict(
+        {
+            "gen": nn.Sequential(nn.Linear(6 + 4, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 8), nn.Tanh()),
+            "disc": nn.Sequential(SNLinear(8 + 4, 24, floor), nn.LeakyReLU(0.2), SNLinear(24, 1, floor)),
+        }
+    )
 
     def generate(model, batch):
         onehot = F.one_hot(batch["label"], 4).float()
@@ -161,7 +163,7 @@ def vae_bernoulli_likelihood_by_hand(fixed):
     for corners in torch.randint(0, 6, (5, 12, 2), generator=torch.Generator().manual_seed(4)).tolist():
         img = torch.zeros(12, 1, 8, 8)
         for i, (r, c) in enumerate(corners):
-            img[i, 0, r:r + 3, c:c + 3] = 1.0
+            img[i, 0, r : r + 3, c : c + 3] = 1.0
         batches.append(img)
     enc = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 8))
     dec = nn.Sequential(nn.Linear(4, 96), nn.ReLU(), nn.Unflatten(1, (6, 4, 4)), nn.ConvTranspose2d(6, 1, 4, 2, 1))
@@ -220,8 +222,12 @@ def vae_negative_binomial_rate(fixed):
         return (kl - nb_log_prob(x, px_rate, theta).sum(-1)).mean()
 
     return TrainingSetup(
-        model=model, loss=loss, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3, eps=0.01), batches=batches,
-        domain=TensorSpec(shape=("cells", 20), dtype="int64", min_value=0, max_value=3000), sizes={"cells": (1, 32)},
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3, eps=0.01),
+        batches=batches,
+        domain=TensorSpec(shape=("cells", 20), dtype="int64", min_value=0, max_value=3000),
+        sizes={"cells": (1, 32)},
     )
 
 
@@ -248,8 +254,12 @@ def sigma_vae_optimal_sigma(fixed):
 
     model = nn.ModuleList([encode, decode])
     return TrainingSetup(
-        model=model, loss=loss, optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3), batches=batches,
-        domain=TensorSpec(shape=("batch", 12), min_value=0.0, max_value=1.0), sizes={"batch": (1, 24)},
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=2e-3),
+        batches=batches,
+        domain=TensorSpec(shape=("batch", 12), min_value=0.0, max_value=1.0),
+        sizes={"batch": (1, 24)},
     )
 
 
@@ -263,10 +273,12 @@ def iwae_log_mean_exp_by_hand(fixed):
         flip = (torch.rand(12, 20, generator=g) < 0.05).float()
         x = (template[torch.randint(0, 4, (12,), generator=g)] - flip).abs()
         batches.append((x, torch.randn(12, 5, 3, generator=g)))
-    model = nn.ModuleDict({
-        "q": nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 6)),
-        "p": nn.Sequential(nn.Linear(3, 24), nn.Tanh(), nn.Linear(24, 20)),
-    })
+    model = nn.ModuleDict(
+        {
+            "q": nn.Sequential(nn.Linear(20, 24), nn.Tanh(), nn.Linear(24, 6)),
+            "p": nn.Sequential(nn.Linear(3, 24), nn.Tanh(), nn.Linear(24, 20)),
+        }
+    )
 
     def iwae_loss(model, batch):
         x, eps = batch
@@ -321,8 +333,12 @@ def rbm_free_energy_log1p_exp(fixed):
         return (free_energy(v) - free_energy(model.gibbs(v))).mean()
 
     return TrainingSetup(
-        model=rbm, loss=contrastive_divergence, optimizer=torch.optim.SGD(rbm.parameters(), lr=1e-3), batches=batches,
-        domain=TensorSpec(shape=("docs", 30), dtype="int64", min_value=0, max_value=400), sizes={"docs": (1, 32)},
+        model=rbm,
+        loss=contrastive_divergence,
+        optimizer=torch.optim.SGD(rbm.parameters(), lr=1e-3),
+        batches=batches,
+        domain=TensorSpec(shape=("docs", 30), dtype="int64", min_value=0, max_value=400),
+        sizes={"docs": (1, 32)},
     )
 
 
@@ -421,8 +437,12 @@ def gumbel_softmax_by_hand(fixed):
     words = TensorSpec(shape=("batch", 8), dtype="int64", min_value=0, max_value=11)
     uniform = TensorSpec(shape=("batch", 3, 6), min_value=0.0, max_value=1.0)
     return TrainingSetup(
-        model=model, loss=loss, optimizer=torch.optim.Adam(model.parameters(), lr=5e-3), batches=batches,
-        domain=(words, uniform), sizes={"batch": (1, 20)},
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.Adam(model.parameters(), lr=5e-3),
+        batches=batches,
+        domain=(words, uniform),
+        sizes={"batch": (1, 20)},
     )
 
 

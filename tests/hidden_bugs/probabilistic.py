@@ -75,10 +75,14 @@ def glow_invertible_conv_det(fixed):
             log_det = torch.log(torch.abs(torch.det(self.weight)))  # bug: glow_invertible_conv_det
             return F.conv2d(x, self.weight[:, :, None, None]), 16 * log_det
 
-    model = nn.ModuleDict({
-        "perm": nn.ModuleList([InvConv1x1(4), InvConv1x1(4)]),
-        "net": nn.ModuleList([nn.Sequential(nn.Conv2d(2, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)) for _ in "12"]),
-    })
+    model = nn.ModuleDict(
+        {
+            "perm": nn.ModuleList([InvConv1x1(4), InvConv1x1(4)]),
+            "net": nn.ModuleList(
+                [nn.Sequential(nn.Conv2d(2, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)) for _ in "12"]
+            ),
+        }
+    )
 
     def nll(model, x):
         log_det = x.new_zeros(len(x))
@@ -125,8 +129,12 @@ def realnvp_logit_preprocessing(fixed):
         return (0.5 * (y**2).sum(-1) + 3 * math.log(2 * math.pi) - log_det).mean()
 
     return TrainingSetup(
-        model=flow, loss=nll, optimizer=torch.optim.AdamW(flow.parameters(), lr=1e-3), batches=batches,
-        domain=TensorSpec(shape=("batch", 6), min_value=0.0, max_value=1.0), sizes={"batch": (1, 32)},
+        model=flow,
+        loss=nll,
+        optimizer=torch.optim.AdamW(flow.parameters(), lr=1e-3),
+        batches=batches,
+        domain=TensorSpec(shape=("batch", 6), min_value=0.0, max_value=1.0),
+        sizes={"batch": (1, 32)},
     )
 
 
@@ -177,8 +185,12 @@ def beta_regression_saturated_mean(fixed):
     x_spec = TensorSpec(shape=("batch", 4), min_value=-20.0, max_value=20.0)
     y_spec = TensorSpec(shape=("batch",), min_value=0.0, max_value=1.0)
     return TrainingSetup(
-        model=model, loss=beta_nll, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), batches=batches,
-        domain=(x_spec, y_spec), sizes={"batch": (2, 32)},
+        model=model,
+        loss=beta_nll,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
+        batches=batches,
+        domain=(x_spec, y_spec),
+        sizes={"batch": (2, 32)},
     )
 
 
@@ -298,8 +310,13 @@ def diffusion_x0_zero_terminal_snr(fixed):
         TensorSpec(shape=("batch", 8), min_value=-6.0, max_value=6.0),
     )
     return TrainingSetup(
-        model=model, loss=loss, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), batches=batches,
-        domain=domain, sizes={"batch": (1, 24)}, clip_grad_norm=1.0,
+        model=model,
+        loss=loss,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3),
+        batches=batches,
+        domain=domain,
+        sizes={"batch": (1, 24)},
+        clip_grad_norm=1.0,
     )
 
 
@@ -330,8 +347,12 @@ def score_sde_marginal_std(fixed):
 
     wave, time = TensorSpec(shape=("n", 1, 16), min_value=-5.0, max_value=5.0), ("n",)
     return TrainingSetup(
-        model=score_net, loss=loss, optimizer=torch.optim.Adam(score_net.parameters(), lr=1e-3), batches=batches,
-        domain=(wave, TensorSpec(shape=time, min_value=0.0, max_value=1.0), wave), sizes={"n": (1, 16)},
+        model=score_net,
+        loss=loss,
+        optimizer=torch.optim.Adam(score_net.parameters(), lr=1e-3),
+        batches=batches,
+        domain=(wave, TensorSpec(shape=time, min_value=0.0, max_value=1.0), wave),
+        sizes={"n": (1, 16)},
     )
 
 
@@ -410,8 +431,12 @@ def gp_marginal_likelihood_det(fixed):
 
     domain = tuple(TensorSpec(shape=shape, min_value=-5.0, max_value=5.0) for shape in (("n", 2), ("n",)))
     return TrainingSetup(
-        model=gp, loss=neg_mll, optimizer=torch.optim.Adam(gp.parameters(), lr=5e-3), batches=batches,
-        domain=domain, sizes={"n": (2, 64)},
+        model=gp,
+        loss=neg_mll,
+        optimizer=torch.optim.Adam(gp.parameters(), lr=5e-3),
+        batches=batches,
+        domain=domain,
+        sizes={"n": (2, 64)},
     )
 
 
@@ -437,8 +462,12 @@ def gmm_em_responsibilities(fixed):
         return -(resp * log_joint).sum(dim=1).mean()
 
     return TrainingSetup(
-        model=gmm, loss=expected_complete_nll, optimizer=torch.optim.Adam(gmm.parameters(), lr=0.02), batches=batches,
-        domain=TensorSpec(shape=("n", 2), min_value=-60.0, max_value=60.0), sizes={"n": (1, 40)},
+        model=gmm,
+        loss=expected_complete_nll,
+        optimizer=torch.optim.Adam(gmm.parameters(), lr=0.02),
+        batches=batches,
+        domain=TensorSpec(shape=("n", 2), min_value=-60.0, max_value=60.0),
+        sizes={"n": (1, 40)},
     )
 
 

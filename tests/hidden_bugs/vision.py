@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from pytest_nanstab import TrainingSetup
 from pytest_nanstab.strategies import TensorSpec
-from torch import nn
 
 from . import program
 
