@@ -14,6 +14,7 @@ from hidden_bugs.hunted import hunted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from legality import TRANSLATION, assert_legal_translation, outside
+from sound_programs import SOUND
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -60,6 +61,10 @@ EDGES = {
     "pow": (lambda x: 10.0**x, 38.6, 38.0),
     "sinh": (torch.sinh, -90.0, -88.0),
     "cosh": (torch.cosh, 90.0, 88.0),
+    "i0": (torch.special.i0, 89.0, 88.0),
+    "i1": (torch.special.i1, -89.0, -88.0),
+    "entr": (torch.special.entr, 0.0, 1e-3),
+    "ndtri": (torch.special.ndtri, 1.0, 0.99),
     "acos": (torch.acos, 1.0, 0.99),
     "asin": (torch.asin, -1.0, -0.99),
     "atanh": (torch.atanh, 1.0, 0.99),
@@ -507,3 +512,14 @@ def test_a_hidden_bug_is_found_at_its_line(program):
 def test_a_mended_twin_is_silent(program):
     """The same search finds nothing."""
     assert hunted(program.make, True).finding is None
+
+
+# --- sound programs with operations that look dangerous
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [make for _, make in SOUND], ids=[name for name, _ in SOUND])
+def test_a_sound_program_is_silent(make):
+    """Guards of every kind: masks, sentinels, eps, clamps, stable formulas, bounded domains."""
+    assert hunted(lambda _: make(), True).finding is None

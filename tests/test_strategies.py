@@ -110,6 +110,27 @@ def test_boundary_batches_are_legal_distinct_and_repeatable():
     assert {d.batch["src"].shape[0] for d in batches} == {2, 16, 64}
 
 
+def test_fields_that_could_be_alike_are_once():
+    """An anchor and its positive, within their own bounds; two lengths of different sequences stay what they are."""
+    domain = {
+        "anchor": TensorSpec(shape=("n", 3), min_value=-2, max_value=2),
+        "positive": TensorSpec(shape=("n", 3), min_value=-1, max_value=3),
+        "other": TensorSpec(shape=("n", 4), min_value=-2, max_value=2),
+        "long": TensorSpec(shape=("n", 7), min_value=0, max_value=1, lengths="counts.0"),
+        "short": TensorSpec(shape=("n", 5), min_value=0, max_value=1, lengths="counts.1"),
+        "counts": [TensorSpec(shape=("n",), dtype="int64", kind="lengths") for _ in range(2)],
+    }
+    batches = list(boundary_batches(domain, {"n": (2, 4)}))
+    same = [b.batch for b in batches if "the same as anchor" in b.words]
+    assert same
+    for batch in same:
+        assert torch.equal(batch["positive"], batch["anchor"].clamp(-1, 2))
+    for described in batches:
+        assert described.batch["counts"][0].max() <= 7
+        assert described.batch["counts"][1].max() <= 5
+        assert described.batch["positive"].min() >= -1
+
+
 def test_boundary_batches_reach_the_ends():
     """Both bounds, a constant column, ignored labels, fully masked rows and a batch of one are in the list."""
     domain = {

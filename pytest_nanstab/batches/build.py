@@ -47,7 +47,12 @@ def has_twins(plan: Plan) -> bool:
 
 
 def _twin_of(plan: Plan, index: int) -> int:
-    """The first field that could hold the same values: alike in everything but the bounds."""
+    """The first field that could hold the same values: alike in everything but the bounds.
+
+    Lengths and masks obey more than their spec says: the sizes they count, the padding.
+    """
+    if plan.fields[index].spec.kind in ("lengths", "mask"):
+        return index
     wanted = _without_bounds(plan.fields[index].spec)
     return next(other for other, field in enumerate(plan.fields) if _without_bounds(field.spec) == wanted)
 

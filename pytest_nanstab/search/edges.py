@@ -92,7 +92,10 @@ _SIMPLE: dict[str, tuple[tuple[int, Edge], ...]] = {
     **dict.fromkeys(("logit", "special_logit"), ((0, BETWEEN),)),
     **dict.fromkeys(("exp", "expm1"), ((0, EXP),)),
     **dict.fromkeys(("exp2", "special_exp2"), ((0, EXP2),)),
-    **dict.fromkeys(("cosh", "sinh"), ((0, COSH),)),
+    # torch computes its Bessel functions as exp(|x|) times a polynomial, and overflows with the former.
+    **dict.fromkeys(("cosh", "sinh", "i0", "special_i1"), ((0, COSH),)),
+    "special_entr": ((0, ZERO),),
+    "special_ndtri": ((0, BETWEEN),),
 }
 _MATRICES = frozenset(
     {"linalg_cholesky_ex", "cholesky", "linalg_inv_ex", "inverse", "_linalg_slogdet", "_linalg_det", "_linalg_solve_ex"}

@@ -147,7 +147,9 @@ class Climb:
             batch = moves.newton(self._hunter.plan, point.described.batch, slopes.batch, length)
             return Point(self._described(batch), None, math.inf)
         stepped = (
-            weight if gradient is None else self._within(weight - length * gradient.to(weight.dtype), scale)
+            weight
+            if gradient is None or weight.is_complex()
+            else self._within(weight - length * gradient.to(weight.dtype), scale)
             for weight, gradient, scale in zip(point.weights, slopes.weights, self._scales, strict=True)
         )
         return Point(point.described, tuple(stepped), math.inf)

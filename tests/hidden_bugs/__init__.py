@@ -52,4 +52,30 @@ def program(family: str) -> Callable[[Callable[[bool], TrainingSetup]], Callable
     return register
 
 
-from . import classifiers, generative, geometry, probabilistic, structured, vision  # noqa: E402, F401
+from . import (  # noqa: E402
+    classifiers,
+    formulas,
+    generative,
+    geometry,
+    language,
+    likelihoods,
+    probabilistic,
+    scripts,
+    structured,
+    vision,
+)
+
+__all__ = [
+    "PROGRAMS",
+    "Program",
+    "classifiers",
+    "formulas",
+    "generative",
+    "geometry",
+    "language", "likelihoods",
+    "probabilistic",
+    "program",
+    "scripts",
+    "structured",
+    "vision",
+]  # fmt: skip
