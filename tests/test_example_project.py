@@ -42,6 +42,7 @@ NAMED = {
     "saturated_tanh",
     "scaled_clip",
     "sigmoid_depth",
+    "suite_confident_classifier",
     "suite_constant_feature",
     "unit_normal_weights",
     "where_gradient",

@@ -363,7 +363,7 @@ class _CapsNet(nn.Module):
         squared = (s * s).sum(-1, keepdim=True)
         if self.fixed:
             return s * squared / ((1.0 + squared) * torch.sqrt(squared + 1e-8))
-        return squared / (1.0 + squared) * s / torch.sqrt(squared)  # bug: capsule_squash
+        return squared / (1.0 + squared) * s / torch.sqrt(squared)  # bug: capsule_squash_norm
 
     def forward(self, image):
         u = self.squash(self.primary(image).view(len(image), 4, 4, 9).transpose(2, 3).reshape(len(image), 36, 4))
@@ -372,7 +372,7 @@ class _CapsNet(nn.Module):
 
 
 @program("capsules")
-def capsule_squash(fixed):
+def capsule_squash_norm(fixed):
     """Squashing divides a capsule by its own length, which is 0 for a blank image (no bias in the convolution)."""
     g = torch.Generator().manual_seed(20)
     shapes = torch.rand(5, 1, 10, 10, generator=g)
