@@ -67,6 +67,12 @@ class Finding:
     cause: str | None = None
     remedy: str | None = None
 
+    def __str__(self) -> str:
+        """The failure block, as a failing test shows it: `assert found is None, str(found)`."""
+        from pytest_nanstab.reporting.block import render  # reporting comes after findings in the flow of data
+
+        return render([self])
+
     def as_dict(self) -> dict[str, Any]:
         """All fields as strict JSON data: non-finite numbers become the strings "nan", "inf" and "-inf"."""
         return {name: jsonable(getattr(self, name)) for name in self.__dataclass_fields__}

@@ -10,7 +10,7 @@ import pytest
 from pytest_nanstab import replay
 from pytest_nanstab import settings as settings_module
 from pytest_nanstab.items import WATCH, ItemWatch, again, each_example, has_examples
-from pytest_nanstab.records import Collector, Messenger, attach, tidy
+from pytest_nanstab.records import NOTES, Collector, Messenger, attach, tidy
 from pytest_nanstab.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -195,12 +195,14 @@ def nanstab(request: pytest.FixtureRequest) -> Nanstab:
         if settings.mode == "off":
             pytest.skip(_OFF)
     limits = settings_module.of_item(request.node, settings).limits
-    return Nanstab(
+    harness = Nanstab(
         limits=limits,
         device=settings.device,
         again=again(request.node, explicit=True),
         baselines=ItemBaselines(request.node),
     )
+    request.node.stash[NOTES] = harness.notes
+    return harness
 
 
 @pytest.hookimpl(wrapper=True)

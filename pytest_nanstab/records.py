@@ -18,6 +18,7 @@ from pytest_nanstab.suite.expand import RECORD
 if TYPE_CHECKING:
     from pytest_nanstab.suite.expand import CaseRecord
 
+NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 _WORKER_KEY = "nanstab_environment"
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _LINE = re.compile(r"\s+.+:\d+$")  # "        models/loss.py:12"
@@ -37,6 +38,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         case = item.stash.get(RECORD, None)
         record = watch.record() if watch is not None else None if case is None else _record_of_case(case)
         if record is not None:
+            record["notes"] += item.stash.get(NOTES, [])
             _carry(item, call, report, {"id": item.nodeid, **record, "outcome": _outcome(report, watch)})
     elif call.when == "teardown":
         _forget(item)

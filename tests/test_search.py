@@ -459,6 +459,36 @@ def test_a_singular_matrix_that_torch_refuses_is_a_find():
     assert found(lambda: nn.Sequential(nn.Linear(4, 16), nn.Tanh()), partial(loss, jitter=1.0)).finding is None
 
 
+def perceptron(outputs):
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, outputs))
+
+
+def of_distribution(model, batch, floor):
+    mean, rate = model(batch[0]).chunk(2, dim=-1)
+    rate = F.softplus(rate) + 1e-3 if floor else rate.exp() / (1 + rate.exp())  # inf / inf
+    return -torch.distributions.Normal(mean, rate + 1e-3, validate_args=True).log_prob(batch[1]).mean() * 1e-3
+
+
+def of_assertion(model, batch, floor):
+    value = -torch.log(torch.sigmoid(model(batch[0])) + floor).mean()
+    assert torch.isfinite(value), "loss is not finite"
+    return value
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "op"),
+    [(partial(perceptron, 2), of_distribution, "exp"), (partial(perceptron, 1), of_assertion, "log")],
+)
+def test_what_refuses_a_bad_value_in_its_own_words_is_looked_behind(make, loss, op):
+    """A distribution's check of its arguments and the user's assertion raise before the loss is bad."""
+    result = found(make, partial(loss, floor=0.0))
+    assert result.finding is not None
+    assert result.finding.op == op
+    assert "Error" in result.finding.message
+    assert result.grade in ("scaled weights", "adversarial training")
+    assert found(make, partial(loss, floor=1e-6)).finding is None
+
+
 # --- what is left behind, and what is told
 
 

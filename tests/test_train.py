@@ -391,6 +391,9 @@ def test_search_finds_the_constant_column_and_restores_everything(harness):
     assert found.evidence["grade"] == "fresh model"
     assert found.evidence["batch_description"]
     assert "for a legal batch" in found.message
+    assert str(found).startswith(f"{found.message}\n")
+    assert "grade     fresh model" in str(found)
+    assert any("domain inferred" in note for note in harness.notes)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert setup.optimizer.state == {}
     assert torch.equal(random_state, torch.get_rng_state())

@@ -64,7 +64,7 @@ def kind_of(filename: str) -> str:
         return "functional"
     if filename.startswith((_TORCH, "<")):
         return "torch"
-    if RUNNER in filename:
+    if RUNNER in filename or f"{os.sep}pluggy{os.sep}" in filename:
         return "runner"
     if is_user_file(filename):
         return "user"

@@ -7,6 +7,7 @@ done under `no_grad`, inside modules and outside. Results are looked at one by o
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -23,6 +24,8 @@ from pytest_nanstab.attribution.operations import Operation
 from pytest_nanstab.attribution.places import Place, called_at, place_of_call
 from pytest_nanstab.attribution.variables import name_of
 from pytest_nanstab.watching import torch_private
+
+_BORN = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +62,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         modules: the modules whose forward is running, the innermost last.
         optimizer: the optimizer whose step is running.
         failed: what went wrong in here, if anything did: it then traces no more.
+        born: the last records of bad results of good operands that the program did not mean to be so.
     """
 
     def __init__(self) -> None:
@@ -68,6 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.optimizer: Any = None
         self.failed: str | None = None
         self.ledger = Ledger()
+        self.born: deque[Made] = deque(maxlen=_BORN)
         self._count = 0
         self._forward: dict[int, Made] = {}
         self._base = torch_private.next_sequence_number()
@@ -90,6 +95,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def forget(self) -> None:
         """Drop every reference to the user's objects."""
         self.ledger.clear()
+        self.born.clear()
         self._forward.clear()
         self.modules.clear()
         self.optimizer = None
@@ -144,6 +150,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._keep_what_is_left(outputs, left)
             return
         made.bad = self._explain(call, bad[0], made.place, frame)
+        if made.bad.kind == "born" and not made.bad.intended:
+            self.born.append(made)
         if not (made.place.in_module or made.place.functional or made.place.in_backward):
             made.bad.called = called_at(frame)
         good = replace(made, bad=None)  # of several results only the bad ones have a bad record behind them

@@ -113,6 +113,10 @@ class Tracing:
         """The finding with its origin, once the region is left; None without a region."""
         return None if self._last is None else self.told(finding, made, self._last)
 
+    def last_born(self) -> Made | None:
+        """The record of the last bad result of good operands: where what an exception complains of may come from."""
+        return self._tracer.born[-1] if self._tracer.born else None
+
     def told(self, finding: Finding, made: Made, region: Region) -> Finding:
         """The finding with its origin."""
         known = Known(region.names, self.batch_size, explosion_in(region.run, self.growth), optimizers_of(region))

@@ -112,7 +112,8 @@ class Climb:
     def _at(self, point: Point) -> State:
         if point.weights is None:
             return self._state
-        words = f"weights moved towards {self._site.op} at {shown(self._site.spot)} in {self._steps} steps"
+        steps = f"{self._steps} step{'' if self._steps == 1 else 's'}"
+        words = f"weights moved towards {self._site.op} at {shown(self._site.spot)} in {steps}"
         return moved(self._hunter.weights, point.weights, self._snapshot, words)
 
     def _weights(self) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pytest_nanstab.attribution.history import Made
 from pytest_nanstab.attribution.plan import traced
 from pytest_nanstab.attribution.source import shown, spot_of_error
 from pytest_nanstab.attribution.tracing import Tracing
@@ -32,6 +33,8 @@ from pytest_nanstab.suite.state import modes, seeded
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
+# Exceptions that are looked into, of one wording and in all: each costs a traced step.
+_LOOKS, _ALL_LOOKS = 2, 12
 _STEP = re.compile(r"(?:at|after|of|before) (?:the first )?step(?: 1\b)?")
 
 
@@ -73,6 +76,7 @@ class Hunter:
         self.grown: list[Finding] = []
         self.refused: Counter[str] = Counter()
         self.blind: Counter[str] = Counter()
+        self._looked_into: Counter[str] = Counter()
         self.tried = 0
         self.accepted = 0
         self._setup = setup
@@ -105,6 +109,9 @@ class Hunter:
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             return _of_matrix(error, state, described, self._context)
         except Exception as error:
+            found = self._behind(error, state, described)
+            if found is not None:
+                return found
             if "CUDA error" in str(error) or (self.domain.is_declared and state.is_reached):
                 _explain(error, described)
                 raise
@@ -155,6 +162,27 @@ class Hunter:
             self.grown.append(told)
             return None
         return told if self._explain else found
+
+    def _behind(self, error: Exception, state: State, described: Described) -> Finding | None:
+        """What is not finite behind an exception: distributions, samplers and assertions refuse NaN in their own words.
+
+        The step is taken once more, traced; an operation has to have made something bad of finite operands.
+        """
+        __tracebackhide__ = True
+        reason = _first_line(error)
+        if self._looked_into[reason] >= _LOOKS or self._looked_into.total() >= _ALL_LOOKS:
+            return None
+        self._looked_into[reason] += 1
+        tracing, told = Tracing(), None
+        with traced(tracing):
+            try:
+                self._step(state, described)
+            except type(error):
+                made = tracing.last_born()
+                told = None if made is None else tracing.told_at_end(_refusal(error, made, self._context), made)
+        if told is None or (not state.is_reached and tracing.excused):
+            return None
+        return _about(told, state, described)
 
     # -- looking at gradients ------------------------------------------------------------------------------------------
 
@@ -214,6 +242,18 @@ class Hunter:
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _refusal(error: Exception, made: Made, context: Mapping[str, object]) -> Finding:
+    word = "NaN" if made.bad_nan else "Inf"
+    return Finding(
+        kind="nonfinite-output",
+        message=f"{word} made the step raise {type(error).__name__} at step 1",
+        step=1,
+        phase="forward",
+        source=shown(spot_of_error(error)),
+        evidence={"error": _first_line(error), **context},
+    )
 
 
 class _SeenEnough(BaseException):

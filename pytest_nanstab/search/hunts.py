@@ -75,7 +75,7 @@ def attack(
 
 def search(
     setup: TrainingSetup, *, seconds: float, evaluations: int | None, seed: int = 0, device: str = "cpu"
-) -> Finding | None:
+) -> tuple[Finding | None, list[str]]:
     """Search from the fresh model and from the model after 40 typical steps, round after round until the budget ends.
 
     Model, optimizer, schedule, modes and random states are afterwards what they were, bit for bit.
@@ -89,20 +89,20 @@ def search(
             fresh.restore()
 
 
-def _search(setup: TrainingSetup, form: Arithmetic, fresh: Snapshot, seed: int, budget: Budget) -> Finding | None:
+def _search(
+    setup: TrainingSetup, form: Arithmetic, fresh: Snapshot, seed: int, budget: Budget
+) -> tuple[Finding | None, list[str]]:
     __tracebackhide__ = True
     context = describe(TYPICAL_STEPS, seed, form)
     samples, failed = _typical(setup, form, context)
     if failed is not None:
-        return failed
+        return failed, []
     hunter = Hunter(setup, form, domain_of(setup, samples, form), budget, seed=seed, context=context)
-    hunt = Hunt(hunter, fresh, Snapshot(setup), samples)
-    while not budget.is_spent:
+    hunt, found = Hunt(hunter, fresh, Snapshot(setup), samples), None
+    while found is None and not budget.is_spent:
         found = hunt.once(seed)
-        if found is not None:
-            return found
         seed += 1_000_003  # far from any seed a user would take next
-    return None
+    return found, hunter.notes()
 
 
 class Hunt:

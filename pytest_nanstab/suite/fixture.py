@@ -30,6 +30,7 @@ class Nanstab:
 
     Attributes:
         limits: the limits in force from marker and ini; a call's own go on top.
+        notes: what searches have seen beside what they found; `-v` and the JSON report show it.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Nanstab:
         baselines: ItemBaselines | None = None,
     ) -> None:
         self.limits = dict(limits or {})
+        self.notes: list[str] = []
         self._device = device
         self._again = again
         self._baselines = baselines
@@ -113,13 +115,16 @@ class Nanstab:
         """Look for a legal batch that makes a NaN or infinity; the first finding, or None.
 
         Batches come from the setup's `domain`, or from what its first batches prove legal. They are tried, with one
-        training step each, on the fresh model, on the model after 40 typical steps and on weights scaled 2 to 32 times;
-        `evidence["grade"]` says which. Model, optimizer and random states are put back exactly.
+        training step each, on the fresh model, on the model after 40 typical steps, on weights scaled 2 to 32 times,
+        moved along the gradient of an operation's distance to its edge, and set to zero tensor by tensor;
+        `evidence["grade"]` says which. Beyond what training reaches, numbers that only grow too large are no find.
+        Model, optimizer and random states are put back exactly. How near which operation came to its edge is noted.
 
         Args:
             setup: the training to search.
             seconds: how long to search, above 0.
-            evaluations: how many training steps at most; None leaves it to `seconds`.
+            evaluations: how many training steps and looks at gradients at most; None leaves it to `seconds`, until
+                which other batches are tried, round after round.
         """
         __tracebackhide__ = True
         from pytest_nanstab.search.hunts import search
@@ -129,9 +134,11 @@ class Nanstab:
         check_arguments(setup, 1, "32-true")
         _check_budget(seconds, evaluations)
         try:
-            return search(setup, seconds=float(seconds), evaluations=evaluations, device=self._device)
+            found, notes = search(setup, seconds=float(seconds), evaluations=evaluations, device=self._device)
         except InapplicableError as error:
             pytest.skip(str(error))
+        self.notes += notes
+        return found
 
     def check_baseline(self, run: Run, *, name: str | None = None) -> None:
         """Compare a run with its baseline; `pytest --nanstab-update` records it instead.
