@@ -18,7 +18,7 @@ from sound_programs import SOUND
 from torch import nn
 from torch.optim import SGD, Adam
 
-from pytest_nanstab import TrainingSetup
+from pytest_nanstab import TrainingSetup, watch
 from pytest_nanstab.batches.drawing import described_from_spec
 from pytest_nanstab.batches.layout import plan
 from pytest_nanstab.batches.trees import leaves
@@ -497,6 +497,34 @@ def test_the_same_seed_finds_the_same():
     one, two = found(classifier, nll), found(classifier, nll)
     assert one.finding == two.finding
     assert one.evaluations == two.evaluations
+
+
+def test_a_model_that_writes_into_its_batch_spoils_no_later_try():
+    """Every try gets a copy: the batches stay those that their words describe."""
+
+    def loss(model, batch):
+        batch[0].mul_(0.0)
+        return mse(model, batch) + stable_nll(model, batch)
+
+    assert found(classifier, loss).finding is None
+    spec = (TensorSpec(shape=(8, 4), min_value=0.5, max_value=1), TensorSpec(shape=(8, 1), min_value=0, max_value=1))
+    seen = []
+
+    def reading(model, batch):
+        seen.append(float(batch[0].min()))
+        return loss(model, batch)
+
+    found(classifier, reading, domain=spec, batches=lambda: [(x / 2 + 0.5, y) for x, y in data()])
+    assert min(seen) >= 0.5
+
+
+def test_a_watch_around_the_search_hears_nothing_of_it():
+    """What the search breaks is its own business: the test that searches is judged by what it trains itself."""
+    torch.manual_seed(0)
+    model = classifier()
+    with watch(model) as run:
+        assert Nanstab().search(regression(model, nll), evaluations=300, seconds=60) is not None
+    assert not run.findings
 
 
 def test_near_misses_are_told_even_if_nothing_failed():

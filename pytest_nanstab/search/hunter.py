@@ -26,6 +26,7 @@ from pytest_nanstab.search.domain import Domain
 from pytest_nanstab.search.near_misses import NearMisses
 from pytest_nanstab.search.sites import Site, Watcher
 from pytest_nanstab.search.states import State
+from pytest_nanstab.suite.batching import copied
 from pytest_nanstab.suite.driver import Stepper
 from pytest_nanstab.suite.precision import Arithmetic, InapplicableError, explained, in_force
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, owned_parameters
@@ -33,6 +34,7 @@ from pytest_nanstab.suite.state import modes, seeded
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
+_QUIET = Options(raises=False, check_parameters=True, explain=False)
 # Exceptions that are looked into, of one wording and in all: each costs a traced step.
 _LOOKS, _ALL_LOOKS = 2, 12
 _STEP = re.compile(r"(?:at|after|of|before) (?:the first )?step(?: 1\b)?")
@@ -126,9 +128,8 @@ class Hunter:
     def _step(self, state: State, described: Described, watcher: Watcher | None = None) -> Finding | None:
         __tracebackhide__ = True
         state.enter()
-        options = Options(raises=False, check_parameters=True, explain=False)
         watching: AbstractContextManager[Any] = nullcontext() if watcher is None else watcher
-        with self._in_place(), Region(options, self._context) as region:
+        with self._in_place(), Region(_QUIET, self._context) as region:
             batch = self._repaired(described.batch)
             with watching:
                 self._stepper.step(batch)
@@ -146,7 +147,9 @@ class Hunter:
             yield
 
     def _repaired(self, batch: Batch) -> Batch:
-        return batch if self._setup.repair is None else self._setup.repair(batch)
+        """A copy of its own, which the user's code may write into, as legal as the user's `repair` makes it."""
+        own = copied(batch)
+        return own if self._setup.repair is None else self._setup.repair(own)
 
     def _judged(self, found: Finding, state: State, described: Described) -> Finding | None:
         """The find with its origin: the same step once more, traced. None for growth where nothing has grown so far."""
@@ -193,7 +196,8 @@ class Hunter:
         state.enter()
         watcher = Watcher(keeps=True)
         try:
-            with self._in_place(), torch.enable_grad():
+            # Under a watch of its own: what goes wrong here is no business of one around the search.
+            with self._in_place(), Region(_QUIET, self._context), torch.enable_grad():
                 batch, leaves = moves.differentiable(self.plan, self._repaired(described.batch))
                 self._forward(batch, watcher, site)
                 seen = watcher.seen.get(site)

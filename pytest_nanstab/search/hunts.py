@@ -21,6 +21,7 @@ from pytest_nanstab.search.guided import ROUNDS, Climb, sites_to_climb
 from pytest_nanstab.search.hunter import Hunter
 from pytest_nanstab.search.sites import Site, Watcher
 from pytest_nanstab.search.states import State, scaled, zeroed
+from pytest_nanstab.suite.batching import copied
 from pytest_nanstab.suite.driver import Stepper, describe, drive
 from pytest_nanstab.suite.precision import Arithmetic, InapplicableError, as_given
 from pytest_nanstab.suite.setup import Batch, TrainingSetup
@@ -221,7 +222,7 @@ def _continued(training: Training, budget: Budget, seed: int, context: Mapping[s
         with seeded(seed), modes(setup.model, training=True), Region(options, context) as region:
             while done + region.run.steps < TYPICAL_STEPS and not budget.is_spent:
                 for batch in training.samples:
-                    stepper.step(batch)
+                    stepper.step(copied(batch))
                 budget.used += len(training.samples)
     except Exception:  # noqa: BLE001 - a schedule that is over, a sampler that is used up: the shorter training it is
         before.restore()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -59,6 +60,17 @@ def nonfinite_tensor(batch: Batch) -> Tensor | None:
     """The first tensor of a batch that holds a NaN or an infinity."""
     floating = (tensor for tensor in tensors_in(batch) if tensor.is_floating_point() or tensor.is_complex())
     return next((tensor for tensor in floating if not bool(tensor.isfinite().all())), None)
+
+
+def copied(batch: Batch) -> Batch:
+    """The batch with copies of its tensors and arrays, which user code may write into."""
+
+    def copy(leaf: object) -> object:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().clone()
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    return pytree.tree_map(copy, batch)
 
 
 def converted(batch: Batch, *, device: torch.device | None, dtype: torch.dtype | None) -> Batch:

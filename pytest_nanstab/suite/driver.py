@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pytest_nanstab.config import Limit
-from pytest_nanstab.suite.batching import cycle
+from pytest_nanstab.suite.batching import copied, cycle
 from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision, explained
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, optimizers_of, owned_parameters, takes_closure
 from pytest_nanstab.suite.state import modes, seeded
@@ -84,10 +84,10 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
     for number in range(1, steps + 1):
         region.context["batch"] = number
         batch = next(stream)
+        if number <= keep:
+            kept.append(copied(batch))
         with explained(stepper.form.precision):
             stepper.step(batch)
-        if number <= keep:
-            kept.append(batch)
         if any(finding.is_nonfinite for finding in region.findings):
             break
     return [*kept, batch]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pytest_nanstab.checks._signal import first_pass
 from pytest_nanstab.propagation.passes import Pass
+from pytest_nanstab.suite.batching import copied
 from pytest_nanstab.suite.precision import Arithmetic
 from pytest_nanstab.suite.setup import Batch, TrainingSetup
 
@@ -20,7 +21,7 @@ def observed_passes(setup: TrainingSetup, form: Arithmetic, samples: Sequence[Ba
     """
     try:
         with form.autocast():
-            return [first_pass(setup.model, form.batch(sample), setup.loss) for sample in samples]
+            return [first_pass(setup.model, form.batch(copied(sample)), setup.loss) for sample in samples]
     except Exception as error:  # noqa: BLE001 - the training itself went well: what is not seen is not judged
         return [Pass(failed=f"{type(error).__name__}: {error}")]
 
