@@ -706,6 +706,69 @@ def test_net():
     assert "float32[8, 4]: all 0" in run.text
 
 
+EXPLODING = """
+def exploding(model, batch):
+    x, y = batch
+    odds = torch.exp(model(x))
+    return (odds - y).abs().mean()
+
+@stability_suite(steps=3, checks="adversarial_batches")
+def test_net():
+    model = nn.Linear(4, 1)
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.zeros_(model.bias)
+    x = TensorSpec(shape=("batch", 4), min_value=0, max_value=2)
+    y = TensorSpec(shape=("batch", 1), min_value=0, max_value=1)
+    return TrainingSetup(
+        model=model, loss=exploding, optimizer=SGD(model.parameters(), 1e-9),
+        batches=[(torch.ones(8, 4), torch.ones(8, 1))], domain=(x, y), sizes={"batch": (2, 8)},
+    )
+"""
+
+
+def test_the_whole_block_of_a_find_at_scaled_weights(run, monkeypatch):
+    """Grade and factor first, the batch in words, the line, what overflowed."""
+    monkeypatch.setenv("COLUMNS", "80")
+    run(EXPLODING)
+    lines = run.result.outlines
+    first = next(index for index, line in enumerate(lines) if line.startswith("Inf in the loss"))
+    last = next(index for index, line in enumerate(lines) if line.endswith(": NonFiniteError"))
+    assert (
+        "\n".join(lines[first : last + 1])
+        == """\
+Inf in the loss for a legal batch at 32x weights, born in exploding()
+
+    test_it.py
+      19 | def exploding(model, batch):
+      20 |     x, y = batch
+    > 21 |     odds = torch.exp(model(x))
+      22 |     return (odds - y).abs().mean()
+      23 |
+
+  grade     scaled weights: fails from 32 times the trained weights
+  phase     forward, seed 0, precision 32-true, cpu
+  op        exp, float32[8, 1]: 8 of 8 values became inf, first at [0, 0]
+            largest finite input 128, exp overflows float32 above 88.72
+  data      0 float32[8, 4]: all 2; 1 float32[8, 1]: all 1
+  rows      0, 1, 2, 3, 4, 5, 6, 7
+  chain     exp (inf) -> sub -> abs -> mean -> loss
+  cause     exp of a large number overflows
+  remedy    bound its argument (clamp, subtract the maximum) or stay in log
+            space
+  again     pytest "test_it.py::test_net[adversarial_batches-32-true]"
+
+test_it.py:21: NonFiniteError"""
+    )
+
+
+def test_grades_beyond_training_can_be_left_to_be_reported(run, pytester):
+    """The same find is a note where only what training reaches may fail."""
+    pytester.makeini("[pytest]\nnanstab_fail_grade = trained model\n")
+    run(EXPLODING, "-v")
+    assert run.outcomes == {"test_net[adversarial_batches-32-true]": "passed"}
+    assert "only reported, nanstab_fail_grade is 'trained model'" in " ".join(run.text.split())
+
+
 def test_a_trained_state_breaks_where_the_fresh_one_holds(run):
     """The grade is 'trained model' when only training made the weakness."""
     run(

@@ -108,10 +108,10 @@ class Hunter:
             found = self._step(state, described, watcher)
         except InapplicableError:
             raise
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            return _of_matrix(error, state, described, self._context)
         except Exception as error:
-            found = self._behind(error, state, described)
+            found, was_bad = self._behind(error, state, described)
+            if found is None and not was_bad and isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                found = _of_matrix(error, state, described, self._context)
             if found is not None:
                 return found
             if "CUDA error" in str(error) or (self.domain.is_declared and state.is_reached):
@@ -166,15 +166,16 @@ class Hunter:
             return None
         return told if self._explain else found
 
-    def _behind(self, error: Exception, state: State, described: Described) -> Finding | None:
+    def _behind(self, error: Exception, state: State, described: Described) -> tuple[Finding | None, bool]:
         """What is not finite behind an exception: distributions, samplers and assertions refuse NaN in their own words.
 
-        The step is taken once more, traced; an operation has to have made something bad of finite operands.
+        The step is taken once more, traced; an operation has to have made something bad of finite operands. Also says
+        whether one has, when that counts for nothing.
         """
         __tracebackhide__ = True
         reason = _first_line(error)
         if self._looked_into[reason] >= _LOOKS or self._looked_into.total() >= _ALL_LOOKS:
-            return None
+            return None, False
         self._looked_into[reason] += 1
         tracing, told = Tracing(), None
         with traced(tracing):
@@ -184,8 +185,8 @@ class Hunter:
                 made = tracing.last_born()
                 told = None if made is None else tracing.told_at_end(_refusal(error, made, self._context), made)
         if told is None or (not state.is_reached and tracing.excused):
-            return None
-        return _about(told, state, described)
+            return None, told is not None
+        return _about(told, state, described), True
 
     # -- looking at gradients ------------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ steps and weights scaled 1 to 32 times reach most hidden bugs was measured on a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from pytest_nanstab.batches.build import describe as words_of
 from pytest_nanstab.batches.recipe import Described
+from pytest_nanstab.config import GRADES
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.search.budget import Budget
 from pytest_nanstab.search.domain import NOTHING, domain_of, drawn_batches
@@ -43,7 +44,7 @@ _DRAWN = 16  # batches drawn by Hypothesis in one round
 
 
 def attack(
-    training: Training, seed: int, context: Mapping[str, object], *, explain: bool = True
+    training: Training, seed: int, context: Mapping[str, object], *, explain: bool = True, weakest: str = GRADES[-1]
 ) -> tuple[Finding | None, list[str]]:
     """Up to 500 evaluations in 15 s from the fresh and from the trained model; the first finding, and notes.
 
@@ -61,7 +62,7 @@ def attack(
     try:
         found = _continued(training, hunter.budget, seed, context)
         if found is None:
-            hunt = Hunt(hunter, training.fresh, Snapshot(setup), training.samples)
+            hunt = Hunt(hunter, training.fresh, Snapshot(setup), training.samples, weakest)
             found = hunt.once(seed)
     finally:
         trained.restore()
@@ -107,10 +108,25 @@ def _search(
 
 
 class Hunt:
-    """One search from two snapshots of a training: before its first step, and after its typical ones."""
+    """One search from two snapshots of a training: before its first step, and after its typical ones.
 
-    def __init__(self, hunter: Hunter, fresh: Snapshot, trained: Snapshot, samples: Sequence[Batch]) -> None:
+    Args:
+        hunter: what tries.
+        fresh, trained: the snapshots.
+        samples: batches of the user's own.
+        weakest: the weakest grade that counts.
+    """
+
+    def __init__(
+        self,
+        hunter: Hunter,
+        fresh: Snapshot,
+        trained: Snapshot,
+        samples: Sequence[Batch],
+        weakest: str = GRADES[-1],
+    ) -> None:
         self._hunter = hunter
+        self._weakest = weakest
         self._snapshot = trained
         self._fresh = State("fresh model", fresh.restore)
         self._trained = State("trained model", trained.restore, where=" after training")
@@ -124,13 +140,19 @@ class Hunt:
         found = self._boundary(boundary)
         if found is not None or not self._hunter.accepted:
             return found  # where every batch is refused, no other will do
-        return (
-            self._scaled(boundary)
-            or self._climbed(with_weights=False)
-            or self._climbed(with_weights=True)
-            or self._zeroed(boundary)
-            or self._boundary(drawn_batches(self._hunter.domain, seed=seed, count=_DRAWN))
-        )
+        # By what they find at best, and the cheapest first; what would not fail comes after all that would.
+        phases: list[tuple[str, Callable[[], Finding | None]]] = [
+            ("scaled weights", lambda: self._scaled(boundary)),
+            ("trained model", lambda: self._climbed(with_weights=False)),
+            ("adversarial training", lambda: self._climbed(with_weights=True)),
+            ("zeroed weights", lambda: self._zeroed(boundary)),
+            ("trained model", lambda: self._boundary(drawn_batches(self._hunter.domain, seed=seed, count=_DRAWN))),
+        ]
+        for _, phase in sorted(phases, key=lambda phase: is_beyond(phase[0], self._weakest)):
+            found = phase()
+            if found is not None:
+                return found
+        return None
 
     def _boundary(self, batches: Iterable[Described]) -> Finding | None:
         """Batches at the edges of the domain, where training begins and where it has come to."""
@@ -202,6 +224,11 @@ class Hunt:
         for site, seen in watcher.seen.items():
             if seen.distance < self._nearest.get(site, (float("inf"), described))[0]:
                 self._nearest[site] = (seen.distance, described)
+
+
+def is_beyond(grade: str, weakest: str) -> bool:
+    """Whether a find is of a grade less likely to be met than the weakest that counts."""
+    return grade in GRADES and GRADES.index(grade) > GRADES.index(weakest)
 
 
 def spread(batches: Sequence[Described], count: int) -> Iterator[Described]:

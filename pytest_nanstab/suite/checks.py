@@ -12,7 +12,6 @@ import pytest
 
 from pytest_nanstab.attribution.source import is_user_file, place
 from pytest_nanstab.checks.data import Survey, survey_batches
-from pytest_nanstab.config import GRADES
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.suite import judging
@@ -248,22 +247,18 @@ def _headroom(request: ItemRequest, seed: int) -> Verdict:
 
 def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
-    from pytest_nanstab.search.hunts import attack
+    from pytest_nanstab.search.hunts import attack, is_beyond
 
     training = _finished_training(request, seed)
     with seeded(seed):
         context = _context(request, seed, training)
-        found, notes = attack(training, seed, context, explain=request.explain != "off")
+        explain = request.explain != "off"
+        found, notes = attack(training, seed, context, explain=explain, weakest=request.fail_grade)
     failing = [found] if found is not None else []
-    if found is not None and _beyond(str(found.evidence.get("grade")), request.fail_grade):
+    if found is not None and is_beyond(str(found.evidence.get("grade")), request.fail_grade):
         notes = [*notes, f"only reported, nanstab_fail_grade is {request.fail_grade!r}: {found.message}"]
         failing = []
     return Verdict(failing, run=training.run, setup=training.setup, notes=notes)
-
-
-def _beyond(grade: str, weakest: str) -> bool:
-    """Whether a find is of a grade less likely to be met than the weakest that fails."""
-    return grade in GRADES and GRADES.index(grade) > GRADES.index(weakest)
 
 
 def _baseline(request: ItemRequest, seed: int) -> Verdict:
