@@ -676,6 +676,100 @@ def test_free():
     assert failed == ["test_net[gradient_bounds-32-true]", "test_net[headroom-32-true]"]
 
 
+# --- sound programs that need more than one loss and one pass
+
+
+def test_a_loss_that_differentiates_is_evaluated(run):
+    """The residual of an equation needs gradients in evaluation, too."""
+    run(
+        """
+def residual(model, batch):
+    x = batch[0].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    return (slope - 1).square().mean()
+
+def nan_at_test_time(model, batch):
+    value = residual(model, batch)
+    return value if model.training else value * float("nan")
+
+@stability_suite(steps=3, checks=["finite_steps", "finite_eval"])
+def test_equation():
+    return setup_of(loss=residual)
+
+@stability_suite(steps=3, checks=["finite_steps", "finite_eval"])
+def test_control():
+    return setup_of(loss=nan_at_test_time)
+"""
+    )
+    failed = [name for name, word in run.outcomes.items() if word == "failed"]
+    assert failed == ["test_control[finite_eval-32-true]"]
+
+
+def test_what_a_second_loss_trains_is_not_cut_off(run):
+    """`loss` is the critic's, with the generator detached; the training step has another one for the generator."""
+    run(
+        """
+class Gan(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.g, self.d = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), nn.Linear(4, 1)
+
+def critic(gan, batch):
+    return (gan.d(gan.g(batch[0]).detach()) - gan.d(batch[0])).square().mean()
+
+@stability_suite(steps=12, checks="gradient_bounds")
+@pytest.mark.parametrize("generator_learns", [True, False])
+def test_gan(generator_learns):
+    gan = Gan()
+    first, second = SGD(gan.d.parameters(), 0.01), SGD(gan.g.parameters(), 0.01)
+
+    def step(batch):
+        losses = [(first, critic)]
+        if generator_learns:
+            losses.append((second, lambda gan, batch: gan.d(gan.g(batch[0])).square().mean()))
+        for optimizer, loss in losses:
+            optimizer.zero_grad()
+            value = loss(gan, batch)
+            value.backward()
+            optimizer.step()
+        return value
+
+    return setup_of(gan, loss=critic, optimizer=[first, second], training_step=step)
+"""
+    )
+    assert run.outcomes == {
+        "test_gan[gradient_bounds-32-true-True]": "passed",
+        "test_gan[gradient_bounds-32-true-False]": "failed",
+    }
+
+
+def test_equal_units_with_targets_of_their_own_are_no_fault(run):
+    """An output layer and a table that is looked up may begin with equal rows; a hidden layer may not."""
+    run(
+        """
+class Net(nn.Module):
+    def __init__(self, equal):
+        super().__init__()
+        self.table, self.hidden, self.out = nn.Embedding(5, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+        nn.init.constant_(getattr(self, equal).weight, 0.2)
+
+    def forward(self, tokens):
+        return self.out(torch.tanh(self.hidden(self.table(tokens))))
+
+@stability_suite(checks="init_scale")
+@pytest.mark.parametrize("equal", ["table", "hidden", "out"])
+def test_net(equal):
+    batches = [(torch.randint(0, 5, (8,)), torch.randn(8, 3)) for _ in range(2)]
+    return setup_of(Net(equal), batches=batches)
+"""
+    )
+    assert run.outcomes == {
+        "test_net[init_scale-table]": "passed",
+        "test_net[init_scale-hidden]": "failed",
+        "test_net[init_scale-out]": "passed",
+    }
+
+
 # --- adversarial batches
 
 

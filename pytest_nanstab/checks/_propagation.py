@@ -47,6 +47,21 @@ class Weight(Protocol):
     def names(self) -> tuple[str, ...]: ...
 
 
+def kept_apart(seen: Pass) -> frozenset[str]:
+    """Parameters whose units cannot stay equal: each has a target, or rows of the data, of its own.
+
+    That is so for output layers, behind which no other weight mixes the units, and for tables that are looked up.
+    """
+    mixed: set[int] = set()
+    apart: dict[str, bool] = {}
+    for op in reversed(seen.ops):
+        own = op.name == "embedding" or op.index not in mixed
+        apart.update({name: own and apart.get(name, True) for name in op.weights})
+        if op.index in mixed or (op.weights and op.name not in NORMS):
+            mixed.update(source.index for source in op.sources)
+    return frozenset(name for name, own in apart.items() if own)
+
+
 def signal_findings(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Finding]:
     """Values that are not finite, weights that move the signal, weights without gradient, attention that is one-hot,
     and what depth makes of signal and gradient: the first of these that there is, since it causes those after it."""

@@ -120,7 +120,7 @@ def init_scale_report(
     seen = _signal.first_pass(model, batch, loss)
     judged.add_used(_propagation.used_parameters(seen))
     judged.next = _propagation.told_followers(judged.weights, seen)
-    judged.uneven = frozenset(seen.uneven)
+    judged.apart = _propagation.kept_apart(seen)
     judged.excused = _propagation.excused(judged.weights, seen)
     with evaluating(model):
         findings = judged.findings()
@@ -218,7 +218,7 @@ class _Judged:
             ]
         )
         self.excused = _propagation.Excused()
-        self.uneven: frozenset[str] = frozenset()
+        self.apart: frozenset[str] = frozenset()
         self.next: dict[str, str] = {}  # by parameter: what follows it, and how that is known
         self.only, self.skip = _patterns("only", only), _patterns("skip", skip)
         with evaluating(model):
@@ -284,7 +284,7 @@ class _Judged:
 
     def findings(self) -> list[Finding]:
         """Equal units first, then wrong spreads."""
-        equal = [w for w in self.weights if w.verdict == "equal rows" and w.view.parameter not in self.uneven]
+        equal = [w for w in self.weights if w.verdict == "equal rows" and w.view.parameter not in self.apart]
         findings = [self._equal(weight) for weight in equal[:10]]
         return findings + (self._auto_findings() if self.auto else self._scheme_findings())
 

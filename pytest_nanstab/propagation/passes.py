@@ -101,13 +101,11 @@ class Pass:
         ops: the operations; those that only look at memory another way are left out. Empty where they could not be
             seen to the end: half a pass says nothing.
         gradients: L2 norm of the gradient of each parameter that got one.
-        uneven: parameters whose first dimension got gradients that differ: equal units will not stay so.
         failed: why there are no gradients.
     """
 
     ops: list[Op] = field(default_factory=list)
     gradients: dict[str, float] = field(default_factory=dict)
-    uneven: set[str] = field(default_factory=set)
     failed: str | None = None
 
     def consumers(self) -> dict[int, list[Op]]:

@@ -254,5 +254,3 @@ def _differentiate(model: nn.Module, probe: Probe, result: Any, *, accumulate: b
         for (name, _), gradient in zip(named, gradients, strict=True):
             if gradient is not None:
                 seen.gradients[name] = shapes.norm(gradient)
-                if shapes.is_uneven(gradient):
-                    seen.uneven.add(name)

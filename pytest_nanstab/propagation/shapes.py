@@ -129,11 +129,3 @@ def describe_attention(op: Op, inputs: list[Tensor]) -> None:
     entropy = torch.special.entr(torch.softmax(logits, -1)).sum(-1)
     op.entropy = float(entropy.mean()) / math.log(logits.shape[-1])
     op.spread = _spread(logits, 0.0)
-
-
-def is_uneven(gradient: Tensor) -> bool:
-    """Whether the rows of a gradient differ by more than rounding; False where they cannot be compared."""
-    if gradient.layout is not torch.strided or gradient.dim() < 2 or len(gradient) < 2:
-        return False
-    rows = gradient.flatten(1)
-    return not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-3, atol=0.0, equal_nan=True)
