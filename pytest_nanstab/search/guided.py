@@ -44,6 +44,9 @@ class Climb:
         state: where from.
         snapshot: the same state, for moving its weights.
         with_weights: whether weights move as well.
+
+    Attributes:
+        nearest: the nearest point it has come to; None where no step came nearer than the start.
     """
 
     def __init__(self, hunter: Hunter, site: Site, state: State, snapshot: Snapshot, *, with_weights: bool) -> None:
@@ -54,6 +57,7 @@ class Climb:
         self._with_weights = with_weights
         self._scales = [scale_of(weight) for weight in hunter.weights] if with_weights else []
         self._steps = 0
+        self.nearest: Point | None = None
 
     def run(self, start: Described, distance: float, rounds: int = ROUNDS) -> Finding | None:
         """Step towards the edge until something breaks, the budget ends, or no step comes closer."""
@@ -70,7 +74,8 @@ class Climb:
             if found is not None:
                 return found
             if after.distance < point.distance:
-                point, reach = after, reach * 2
+                point = self.nearest = after
+                reach *= 2
             else:
                 share, reach = share / 4, reach / 4
         return self._newton(point)

@@ -7,6 +7,7 @@ steps and weights scaled 1 to 32 times reach most hidden bugs was measured on a 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +39,7 @@ FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 _TYPICAL = 2  # batches of the user's own that are tried on scaled and zeroed weights
 _BOUNDARY = 8  # boundary batches that are tried on scaled weights
 _SITES = 6  # operations that are climbed towards
+_NEAR = 24.0  # bits from its edge at which an operation is worth a second climb: a spacing or two of float32
 _ZEROED = 64  # weight tensors that are set to zero, each once
 _GROWING = 3  # batches that show nothing but growth in one state: the others there are not tried
 _DRAWN = 16  # batches drawn by Hypothesis in one round
@@ -147,6 +149,8 @@ class Hunt:
             ("adversarial training", lambda: self._climbed(with_weights=True)),
             ("zeroed weights", lambda: self._zeroed(boundary)),
             ("trained model", lambda: self._boundary(drawn_batches(self._hunter.domain, seed=seed, count=_DRAWN))),
+            ("trained model", lambda: self._climbed(with_weights=False, within=_NEAR)),
+            ("adversarial training", lambda: self._climbed(with_weights=True, within=_NEAR)),
         ]
         for _, phase in sorted(phases, key=lambda phase: is_beyond(phase[0], self._weakest)):
             found = phase()
@@ -177,10 +181,11 @@ class Hunt:
                     return better
         return found
 
-    def _climbed(self, *, with_weights: bool) -> Finding | None:
-        """Follow the gradient of the operations that came nearest to their edges."""
+    def _climbed(self, *, with_weights: bool, within: float = math.inf) -> Finding | None:
+        """Follow the gradient of the operations that came nearest to their edges, and within so many bits."""
         __tracebackhide__ = True
-        for site in sites_to_climb(self._hunter.near.ordered(), _SITES):
+        near = [(site, seen) for site, seen in self._hunter.near.ordered() if seen.bits <= within]
+        for site in sites_to_climb(near, _SITES):
             found = self._climb(site, with_weights=with_weights)
             if found is not None or self._hunter.budget.is_spent:
                 return found
@@ -192,7 +197,10 @@ class Hunt:
             return None
         distance, described = self._nearest[site]
         climb = Climb(self._hunter, site, self._trained, self._snapshot, with_weights=with_weights)
-        return climb.run(described, distance, ROUNDS)
+        found = climb.run(described, distance, ROUNDS)
+        if climb.nearest is not None and not with_weights:
+            self._nearest[site] = (climb.nearest.distance, climb.nearest.described)
+        return found
 
     def _zeroed(self, boundary: Sequence[Described]) -> Finding | None:
         """Each weight tensor set to zero once: what divides by a weight needs exactly that."""
