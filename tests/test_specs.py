@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pytest_nanstab.batches import trees
+from pytest_nanstab.batches.build import kinds_of
 from pytest_nanstab.batches.infer import infer_spec
 from pytest_nanstab.batches.layout import plan, with_dtype
 from pytest_nanstab.batches.spec import SampledSpec
@@ -31,7 +32,7 @@ Pair = namedtuple("Pair", ["first", "second"])
         ({"dtype": "flot32"}, ValueError, 'dtype must be one of "float16"'),
         ({"dtype": torch.float32}, TypeError, 'dtype must be a string such as "float32", got torch.float32'),
         ({"kind": "labels"}, ValueError, 'kind must be one of "values", "one_hot"'),
-        ({"kind": "mask"}, ValueError, 'kind="mask" needs dtype "bool"'),
+        ({"kind": "mask", "dtype": "complex64"}, ValueError, 'kind="mask" needs dtype "float16"'),
         ({"kind": "probabilities", "dtype": "int64"}, ValueError, "got dtype 'int64'"),
         ({"kind": "lengths"}, ValueError, 'kind="lengths" needs dtype "int8"'),
         ({"kind": "one_hot", "shape": ()}, ValueError, "at least one dimension"),
@@ -249,16 +250,30 @@ def test_nonfinite_is_legal_only_when_seen(values, nan, infinity):
 def test_bool_and_binary_fields_are_masks():
     """A mask has as few and as many True per row as were seen: an all-True row may be a fully masked one."""
     seen = torch.tensor([[True, True, False, False], [True, False, False, False]])
-    for sample in (seen, seen.long()):
+    for sample in (seen, seen.long(), seen.float()):
         spec = field(sample)
         assert (spec.kind, spec.min_true, spec.max_true) == ("mask", 1, 2)
-    assert field(seen.float()).kind == "values"
+    assert field(seen.float() * 2).kind == "values"
+    assert field(torch.zeros(2, 4)).kind == "values"
+
+
+def test_a_single_negative_label_is_one_that_losses_skip():
+    """-100 among classes does not make -57 legal, nor a batch with nothing else unless one was seen."""
+    spec = field(torch.tensor([[0, 3, -100], [-100, 2, 1]]))
+    assert (spec.min_value, spec.max_value, spec.ignore_index, spec.all_ignored) == (0, 3, -100, False)
+    assert "all_ignored" not in kinds_of(spec)
+    assert "some_ignored" in kinds_of(spec)
+    spec = field(torch.tensor([0, 3, -1]), torch.tensor([-1, -1, -1]))
+    assert spec.all_ignored
+    assert "all_ignored" in kinds_of(spec)
+    spec = field(torch.tensor([-3, -1, 2]))
+    assert (spec.min_value, spec.ignore_index) == (-3, None)
 
 
 def test_one_hot_and_probability_rows_need_every_row():
     """One row that is not one-hot, or does not sum to 1, makes a field of plain values."""
     assert field(torch.eye(3)).kind == "one_hot"
-    assert field(torch.eye(3), torch.zeros(3, 3)).kind == "values"
+    assert field(torch.eye(3), torch.zeros(3, 3)).kind == "mask"
     rows = torch.softmax(torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), -1)
     assert field(rows).kind == "probabilities"
     assert field(torch.cat([rows, rows * 1.01])).kind == "values"

@@ -26,6 +26,8 @@ _GROWING = frozenset(
 )
 # The same, and what hands large numbers on; torch calls a convolution's derivative by its longer name.
 _LINEAR = (_GROWING - {"sinh", "cosh", "addcdiv"}) | {"neg", "abs", "relu", "gelu", "silu", "convolution", "dot"}
+# torch's own stable softmax between two products: what breaks it is their size.
+_FUSED, _SCORES = "scaled_dot_product", 1e2
 # Numbers whose squares, a few of them added up, are beyond the dtype.
 _LARGE = {"float16": 60.0, "bfloat16": 1e17, "float32": 1e17, "float64": 1e150}
 # Records of finite values are cut off from their operands after so many steps: history must not grow for ever.
@@ -155,6 +157,8 @@ class Made:
         if self.op in ("pow", "prod", "cumprod"):
             exponent = next((n for n in self.numbers if isinstance(n, (int, float))), 2)
             return self.op != "pow" or (exponent > 1 and not self.bad.nan)
+        if self.op.startswith(_FUSED):
+            return largest > _SCORES
         return largest > large and self.op.removesuffix("_backward") in _LINEAR
 
 

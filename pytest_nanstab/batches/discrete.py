@@ -113,7 +113,9 @@ _WEIGHTS = {"uniform": 5}
 
 def int_kinds(spec: TensorSpec) -> tuple[str, ...]:
     """The builders that fit an integer field, simple to strange."""
-    names = (name for name in INTS if name not in NEEDS_IGNORED or spec.ignore_index is not None)
+    names = [name for name in INTS if name not in NEEDS_IGNORED or spec.ignore_index is not None]
+    if isinstance(spec, SampledSpec) and not spec.all_ignored:
+        names = [name for name in names if name != "all_ignored"]
     return tuple(name for name in names for _ in range(_WEIGHTS.get(name, 1)))
 
 

@@ -32,8 +32,9 @@ def infer_spec(*batches: Any, domain: Any = None) -> Inferred:
     """The domain that one or several batches of the same structure prove legal.
 
     Floats lie between the least and the greatest finite value seen; NaN is legal if it was seen, infinities if both
-    were. Integers lie between the least and the greatest seen. Bool fields, and integer fields of 0 and 1 with two
-    dimensions or more, are masks with as few and as many True per row as were seen. Rows of two dimensions or more are
+    were. Integers lie between the least and the greatest seen; a single negative value beside others (-100, -1) is a
+    label that losses skip, and all of them skipped only if a sample was. Bool fields, and fields of 0 and 1 with two
+    dimensions or more, are masks with as few and as many 1 per row as were seen. Rows of two dimensions or more are
     one-hot, and rows of floats are probabilities, when all rows of all samples are. Sizes are those seen: a size that
     differed between batches ranges over what was seen, and the first dimension shared by most fields is called "batch".
     Fewer rows than seen are not assumed legal: a batch of one is an error for batch normalisation.
@@ -174,12 +175,33 @@ def _inferred(leaf: Any, seen: list[Array], shape: tuple[int | str, ...]) -> Ten
     if rows and len(shape) >= 2 and family in ("float", "int") and all(map(_is_binary, rows)):
         if all((row.sum(axis=-1) == 1).all() for row in rows) and rows[0].shape[-1] > 1:
             return SampledSpec(**common, kind="one_hot")
-        if family == "int":
+        if family == "int" or len(np.unique(np.concatenate([row.reshape(-1) for row in rows]))) > 1:
             return _mask(common, rows)
     if rows and len(shape) >= 2 and family == "float" and rows[0].shape[-1] > 1 and all(map(_sum_to_one, rows)):
         return SampledSpec(**common, kind="probabilities")
+    if family == "int":
+        ignored = _ignored(seen)
+        if ignored is not None:
+            return _labels(common, seen, ignored)
     values = np.concatenate([array.reshape(-1) for array in seen])
     return _values(common, values, family)
+
+
+def _ignored(seen: list[Array]) -> int | None:
+    """The only negative value among others."""
+    values = np.unique(np.concatenate([array.reshape(-1) for array in seen]))
+    return int(values[0]) if values.size > 1 and values[0] < 0 <= values[1] else None
+
+
+def _labels(common: dict[str, Any], seen: list[Array], ignored: int) -> TensorSpec:
+    kept = np.concatenate([array[array != ignored] for array in seen])
+    return SampledSpec(
+        **common,
+        min_value=int(kept.min()),
+        max_value=int(kept.max()),
+        ignore_index=ignored,
+        all_ignored=any(array.size > 0 and bool((array == ignored).all()) for array in seen),
+    )
 
 
 def _is_binary(rows: Array) -> bool:

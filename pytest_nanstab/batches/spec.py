@@ -16,7 +16,7 @@ _KIND_DTYPES: dict[str, tuple[str, ...]] = {
     "one_hot": tuple(name for name, family in dtypes.FAMILIES.items() if family != "complex"),
     "probabilities": tuple(name for name, family in dtypes.FAMILIES.items() if family == "float"),
     "lengths": tuple(name for name, family in dtypes.FAMILIES.items() if family == "int"),
-    "mask": ("bool", *(name for name, family in dtypes.FAMILIES.items() if family == "int")),
+    "mask": tuple(name for name, family in dtypes.FAMILIES.items() if family != "complex"),
 }
 
 
@@ -218,12 +218,14 @@ def _listed(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SampledSpec(TensorSpec):
-    """A spec read off a sample: it remembers two things a user has no need to state.
+    """A spec read off a sample: it remembers what a user has no need to state.
 
     Attributes:
         as_numpy: the sample held a numpy array, so the batch gets one.
         max_true: masks: no row of the sample had more True entries, so more are not known to be legal.
+        all_ignored: integers with an ignore_index: a sample held nothing else.
     """
 
     as_numpy: bool = False
     max_true: int | None = None
+    all_ignored: bool = False

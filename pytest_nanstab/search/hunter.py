@@ -56,7 +56,8 @@ class Hunter:
         tried: how many training steps were taken.
         accepted: how many of them on a batch built from a description, not on one of the user's own.
         refused, blind: what the model raised for batches that are only inferred to be legal, and for gradients.
-        grown: findings of growth alone in states that training has not reached: reported, never a failure.
+        grown: findings of growth alone, in states that training has not reached or in a domain that is only inferred:
+            reported, never a failure.
     """
 
     def __init__(
@@ -154,14 +155,15 @@ class Hunter:
     def _judged(self, found: Finding, state: State, described: Described) -> Finding | None:
         """The find with its origin: the same step once more, traced. None for growth where nothing has grown so far."""
         __tracebackhide__ = True
-        if not self._explain and state.is_reached:
+        is_certain = state.is_reached and self.domain.is_declared
+        if not self._explain and is_certain:
             return found
         tracing, again = Tracing(), None
         with traced(tracing):
             again = self._step(state, described)
         told = again or found
-        # Beyond what training reaches, only an operation at its edge counts.
-        if not state.is_reached and (tracing.excused or told.op is None):
+        # Beyond what training reaches, and what somebody has said to be legal, only an operation at its edge counts.
+        if (tracing.excused and not is_certain) or (told.op is None and not state.is_reached):
             self.grown.append(told)
             return None
         return told if self._explain else found
@@ -184,7 +186,7 @@ class Hunter:
             except type(error):
                 made = tracing.last_born()
                 told = None if made is None else tracing.told_at_end(_refusal(error, made, self._context), made)
-        if told is None or (not state.is_reached and tracing.excused):
+        if told is None or (tracing.excused and not (state.is_reached and self.domain.is_declared)):
             return None, told is not None
         return _about(told, state, described), True
 
@@ -241,7 +243,10 @@ class Hunter:
         lines += [f"{count} times no gradient was to be had: {reason}" for reason, count in self.blind.items()]
         if budget.evaluations is not None and budget.used < budget.evaluations and budget.is_spent:
             lines.append(f"stopped after {budget.seconds:g} s")
-        lines += [f"only growth, not failed: {found.message} ({found.evidence['state']})" for found in self.grown[:1]]
+        lines += [
+            f"only growth, not failed: {found.message} ({found.evidence.get('state', found.evidence['grade'])})"
+            for found in self.grown[:1]
+        ]
         return [*lines, *self.near.lines()]
 
 
@@ -288,6 +293,8 @@ def _before_backward(call: Callable[[], None]) -> Iterator[None]:
 
 def _finite(gradient: Tensor) -> Tensor:
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
+    if gradient.is_complex():  # complex weights are left where they are
+        return torch.zeros(())
     return gradient.nan_to_num(0.0, 1e30, -1e30)
 
 
