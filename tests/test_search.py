@@ -6,11 +6,12 @@ import math
 import re
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from hidden_bugs import PROGRAMS
-from hidden_bugs.hunted import hunted
+from hidden_bugs.hunted import STEPS, hunted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from legality import TRANSLATION, assert_legal_translation, outside
@@ -487,6 +488,51 @@ def test_what_refuses_a_bad_value_in_its_own_words_is_looked_behind(make, loss, 
     assert "Error" in result.finding.message
     assert result.grade in ("scaled weights", "adversarial training")
     assert found(make, partial(loss, floor=1e-6)).finding is None
+
+
+def test_numpy_batches_are_varied():
+    """They come back as arrays; what no gradient reaches is still tried at its edges."""
+
+    def loss(model, batch, eps):
+        assert isinstance(batch["x"], np.ndarray)
+        x = torch.from_numpy(batch["x"])
+        return model((x - x.mean(0)) / (x.std(0) + eps)).square().mean()
+
+    batches = [{"x": x.numpy()} for x, _ in data()]
+    result = found(lambda: nn.Linear(4, 1), partial(loss, eps=0.0), batches=batches)
+    assert result.grade == "fresh model"
+    assert found(lambda: nn.Linear(4, 1), partial(loss, eps=1e-3), batches=batches).finding is None
+
+
+def test_a_schedule_that_is_over_stops_no_search():
+    """One cycle of exactly the planned steps: what is tried afterwards takes no further step of it."""
+
+    def make(loss):
+        torch.manual_seed(0)
+        model = classifier()
+        optimizer = Adam(model.parameters(), 1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS)
+        return TrainingSetup(model=model, loss=loss, optimizer=optimizer, batches=data(), lr_scheduler=schedule)
+
+    assert hunted(lambda _: make(nll), False).finding is not None
+    result = hunted(lambda _: make(stable_nll), False)
+    assert result.finding is None
+    assert not any("refused" in note for note in result.notes)
+
+
+def test_half_precision_is_climbed_in():
+    """The slope of a logarithm leaves float16 long before its operand is 0: it is taken smaller."""
+    torch.manual_seed(0)
+
+    def loss(model, batch, floor):
+        return -torch.log(torch.sigmoid(model(batch[0])).float() + floor).mean()
+
+    def make(floor):
+        torch.manual_seed(0)
+        return regression(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), partial(loss, floor=floor))
+
+    assert hunted(lambda _: make(0.0), False, precision="16-true").finding is not None
+    assert hunted(lambda _: make(1e-6), False, precision="16-true").finding is None
 
 
 # --- what is left behind, and what is told

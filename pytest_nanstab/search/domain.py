@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
+from pytest_nanstab.batches import trees
 from pytest_nanstab.batches.boundary import boundary_batches
 from pytest_nanstab.batches.infer import infer_spec
 from pytest_nanstab.batches.layout import with_dtype
 from pytest_nanstab.batches.recipe import Described
-from pytest_nanstab.suite.batching import tensors_in
 from pytest_nanstab.suite.precision import Arithmetic, InapplicableError
 from pytest_nanstab.suite.setup import Batch, TrainingSetup
 
@@ -43,10 +44,16 @@ def domain_of(setup: TrainingSetup, samples: Sequence[Batch], form: Arithmetic) 
     if setup.domain is not None:
         spec, sizes, is_declared = setup.domain, setup.sizes, True
     else:
-        if not any(tensor.dtype is not torch.bool for batch in samples for tensor in tensors_in(batch)):
+        if not any(_can_vary(leaf) for batch in samples for _, leaf in trees.leaves(batch)):
             raise InapplicableError(f"{NOTHING}: the batches hold no float or int tensor, and no domain is declared")
         spec, sizes, is_declared = _inferred(samples)
     return Domain(spec if half is None else with_dtype(spec, half), sizes, is_declared)
+
+
+def _can_vary(leaf: object) -> bool:
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind in "fiuc"
+    return isinstance(leaf, torch.Tensor) and leaf.dtype is not torch.bool
 
 
 def _inferred(samples: Sequence[Batch]) -> tuple[Any, Mapping[str, tuple[int, int]], bool]:

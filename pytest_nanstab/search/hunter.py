@@ -34,6 +34,7 @@ from pytest_nanstab.suite.state import modes, seeded
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 
+_SMALL = 2.0**-12
 _QUIET = Options(raises=False, check_parameters=True, explain=False)
 # Exceptions that are looked into, of one wording and in all: each costs a traced step.
 _LOOKS, _ALL_LOOKS = 2, 12
@@ -88,7 +89,7 @@ class Hunter:
         self._explain = explain
         self._context = {key: value for key, value in context.items() if key != "steps"}
         # The scale of a fresh scaler is a matter of the first steps, not of the batch: gradients are taken unscaled.
-        self._stepper = Stepper(setup, form, scaled=False)
+        self._stepper = Stepper(setup, form, scaled=False, scheduled=False)
 
     def name_of(self, weight: Tensor) -> str:
         """The dotted name of a weight in the model."""
@@ -213,7 +214,10 @@ class Hunter:
     def _slopes(self, objective: Tensor, watcher: Watcher, batch: Batch, leaves: dict[Path, Tensor]) -> Slopes:
         looked_up = [lookup for lookup in watcher.lookups if lookup.output.requires_grad]
         wanted = [*leaves.values(), *self.weights, *(lookup.output for lookup in looked_up)]
-        found = [None if g is None else _finite(g) for g in torch.autograd.grad(objective, wanted, allow_unused=True)]
+        # In half precision the slope of a logarithm leaves the range before its operand reaches 0.
+        small = _SMALL if torch.float16 in (self._form.cast, self._form.autocast_dtype) else 1.0
+        gradients = torch.autograd.grad(objective * small, wanted, allow_unused=True)
+        found = [None if g is None else _finite(g) / small for g in gradients]
         fields, rest = found[: len(leaves)], found[len(leaves) :]
         weights, rows = rest[: len(self.weights)], rest[len(self.weights) :]
         by_field = {path: g for path, g in zip(leaves, fields, strict=True) if g is not None and bool(g.any())}
@@ -295,7 +299,7 @@ def _finite(gradient: Tensor) -> Tensor:
     gradient = gradient.to_dense() if gradient.is_sparse else gradient
     if gradient.is_complex():  # complex weights are left where they are
         return torch.zeros(())
-    return gradient.nan_to_num(0.0, 1e30, -1e30)
+    return gradient.float().nan_to_num(0.0, 1e30, -1e30) if gradient.dtype != torch.float64 else gradient.nan_to_num()
 
 
 def _about(found: Finding, state: State, described: Described) -> Finding:

@@ -252,7 +252,7 @@ def _continued(training: Training, budget: Budget, seed: int, context: Mapping[s
     options = Options(raises=False, check_parameters=True, explain=False)
     done = training.run.steps
     before = Snapshot(setup)
-    stepper = Stepper(setup, form)
+    stepper = Stepper(setup, form, scheduled=False)
     try:
         with seeded(seed), modes(setup.model, training=True), Region(options, context) as region:
             while done + region.run.steps < TYPICAL_STEPS and not budget.is_spent:

@@ -94,14 +94,22 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
 
 
 class Stepper:
-    """One training step of a setup, by its own `training_step` or by the standard recipe."""
+    """One training step of a setup, by its own `training_step` or by the standard recipe.
 
-    def __init__(self, setup: TrainingSetup, form: Arithmetic, *, scaled: bool = True) -> None:
+    Args:
+        setup: what is trained.
+        form: the arithmetic it is trained in.
+        scaled: whether "16-mixed" scales the loss.
+        scheduled: whether the learning rate follows its schedule: one may be over after the planned steps.
+    """
+
+    def __init__(self, setup: TrainingSetup, form: Arithmetic, *, scaled: bool = True, scheduled: bool = True) -> None:
         self.setup = setup
         self.form = form
         self.optimizers = optimizers_of(setup)
         self._plain = [optimizer for optimizer in self.optimizers if not takes_closure(optimizer)]
         self._scaler = form.new_scaler() if scaled else None
+        self._scheduled = scheduled
 
     def step(self, batch: Batch) -> Tensor:
         """Train on one batch and return its loss."""
@@ -126,7 +134,7 @@ class Stepper:
         if self._scaler is not None:
             stepped = _update(self._scaler)
         assert loss is not None
-        if stepped:
+        if stepped and self._scheduled:
             self._schedule(loss)
         return loss
 
