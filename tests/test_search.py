@@ -529,7 +529,8 @@ def test_half_precision_is_climbed_in():
 
     def make(floor):
         torch.manual_seed(0)
-        return regression(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), partial(loss, floor=floor))
+        model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+        return regression(model, partial(loss, floor=floor), optimizer=SGD(model.parameters(), 1e-2))
 
     assert hunted(lambda _: make(0.0), False, precision="16-true").finding is not None
     assert hunted(lambda _: make(1e-6), False, precision="16-true").finding is None

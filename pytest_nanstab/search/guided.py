@@ -63,13 +63,16 @@ class Climb:
         """Step towards the edge until something breaks, the budget ends, or no step comes closer."""
         __tracebackhide__ = True
         point = Point(start, self._weights() if self._with_weights else None, distance)
-        share, reach = 1.0, _FIRST_REACH
+        share, reach, last = 1.0, _FIRST_REACH, None
         for number in range(rounds):
             if self._hunter.budget.is_spent or share < _LEAST_SHARE:
                 break
             slopes = self._slopes(point, WORST if number % 2 == 0 else 1)
-            if slopes is None or not (slopes.batch or self._with_weights):
+            if slopes is not None and not self._leads(slopes):
+                slopes = last  # among subnormal numbers no slope is left: on in the direction that led there
+            if slopes is None or not self._leads(slopes):
                 return None
+            last = slopes
             found, after = self._try(self._stepped(point, slopes, share, reach))
             if found is not None:
                 return found
@@ -79,6 +82,10 @@ class Climb:
             else:
                 share, reach = share / 4, reach / 4
         return self._newton(point)
+
+    def _leads(self, slopes: Slopes) -> bool:
+        """Whether there is anything to follow."""
+        return bool(slopes.batch) or (self._with_weights and any(g is not None for g in slopes.weights))
 
     def _newton(self, point: Point) -> Finding | None:
         """Steps for exact zeros: what divides by a difference fails only there."""
