@@ -295,6 +295,29 @@ def found(make, loss, **changes):
     return hunted(lambda _: regression(make(), loss, **changes), False)
 
 
+class Fading(nn.Module):
+    """Divides by a count that reaches zero after some thirty steps."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.layer, self.least = nn.Linear(4, 1), least
+        self.register_buffer("left", torch.tensor(30.0))
+
+    def forward(self, x):
+        if self.training:
+            self.left.sub_(1.0).clamp_(min=self.least)
+        return self.layer(x) / self.left
+
+
+def test_typical_data_is_the_strongest_grade():
+    """What breaks in the first 40 steps of ordinary training, at its line, although the suite took only 20."""
+    result = found(partial(Fading, 0.0), mse)
+    assert result.grade == "typical data"
+    assert result.finding.op == "div"
+    assert "test_search.py" in result.finding.source
+    assert found(partial(Fading, 1.0), mse).finding is None
+
+
 def test_scaled_weights_reach_what_training_does_not():
     """The factor is told in words; the stable form of the same loss holds."""
     result = found(classifier, nll)

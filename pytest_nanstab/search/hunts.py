@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from pytest_nanstab.attribution.plan import traced
+from pytest_nanstab.attribution.tracing import Tracing
 from pytest_nanstab.batches.build import describe as words_of
 from pytest_nanstab.batches.recipe import Described
 from pytest_nanstab.config import GRADES
@@ -62,7 +64,7 @@ def attack(
     )
     trained = Snapshot(setup)
     try:
-        found = _continued(training, hunter.budget, seed, context)
+        found = _continued(training, hunter.budget, seed, context, explain=explain)
         if found is None:
             hunt = Hunt(hunter, training.fresh, Snapshot(setup), training.samples, weakest)
             found = hunt.once(seed)
@@ -216,7 +218,7 @@ class Hunt:
         for state, described in pairs:
             if self._hunter.budget.is_spent:
                 return None
-            if growing[state] >= _GROWING:
+            if growing[state] >= _GROWING and not state.is_reached:
                 continue
             grown = len(self._hunter.grown)
             watcher = Watcher() if state.is_reached else None
@@ -245,27 +247,38 @@ def spread(batches: Sequence[Described], count: int) -> Iterator[Described]:
     return (batches[int(number * step)] for number in range(min(count, len(batches))))
 
 
-def _continued(training: Training, budget: Budget, seed: int, context: Mapping[str, object]) -> Finding | None:
-    """The steps that a short training lacks of the 40, on its own batches."""
+def _continued(
+    training: Training, budget: Budget, seed: int, context: Mapping[str, object], *, explain: bool
+) -> Finding | None:
+    """The steps that a short training lacks of the 40, on its own batches; once more, traced, if one of them breaks."""
     __tracebackhide__ = True
-    setup, form = training.setup, training.form
-    options = Options(raises=False, check_parameters=True, explain=False)
-    done = training.run.steps
-    before = Snapshot(setup)
-    stepper = Stepper(setup, form, scheduled=False)
+    before = Snapshot(training.setup)
     try:
-        with seeded(seed), modes(setup.model, training=True), Region(options, context) as region:
-            while done + region.run.steps < TYPICAL_STEPS and not budget.is_spent:
-                for batch in training.samples:
-                    stepper.step(copied(batch))
-                budget.used += len(training.samples)
+        found = _further(training, budget, seed, context)
+        if found is not None and explain:
+            before.restore()
+            with traced(Tracing()):
+                found = _further(training, budget, seed, context) or found
     except Exception:  # noqa: BLE001 - a schedule that is over, a sampler that is used up: the shorter training it is
         before.restore()
         return None
-    found = next((finding for finding in region.findings if finding.is_nonfinite), None)
     if found is None:
         return None
-    return replace(found, evidence={"grade": "typical data", "state": f"{done} steps on", **found.evidence})
+    state = f"{training.run.steps} steps of the suite, and some more on its first batches"
+    return replace(found, evidence={"grade": "typical data", "state": state, **found.evidence})
+
+
+def _further(training: Training, budget: Budget, seed: int, context: Mapping[str, object]) -> Finding | None:
+    __tracebackhide__ = True
+    setup = training.setup
+    options = Options(raises=False, check_parameters=True, explain=False)
+    stepper = Stepper(setup, training.form, scheduled=False)
+    with seeded(seed), modes(setup.model, training=True), Region(options, context) as region:
+        while training.run.steps + region.run.steps < TYPICAL_STEPS and not budget.is_spent:
+            for batch in training.samples:
+                stepper.step(copied(batch))
+            budget.used += len(training.samples)
+    return next((finding for finding in region.findings if finding.is_nonfinite), None)
 
 
 def _typical(
