@@ -119,12 +119,21 @@ def test_fields_that_could_be_alike_are_once():
         "long": TensorSpec(shape=("n", 7), min_value=0, max_value=1, lengths="counts.0"),
         "short": TensorSpec(shape=("n", 5), min_value=0, max_value=1, lengths="counts.1"),
         "counts": [TensorSpec(shape=("n",), dtype="int64", kind="lengths") for _ in range(2)],
+        "left": TensorSpec(shape=("n", 7), min_value=-2, max_value=2, lengths="counts.0", pad_value=-9),
+        "right": TensorSpec(shape=("n", 7), min_value=-1, max_value=1, lengths="counts.0", pad_value=-9),
     }
     batches = list(boundary_batches(domain, {"n": (2, 4)}))
     same = [b.batch for b in batches if "the same as anchor" in b.words]
     assert same
     for batch in same:
         assert torch.equal(batch["positive"], batch["anchor"].clamp(-1, 2))
+    checked = plan(domain, {"n": (4, 4)})
+    recipes = tuple(Recipe("mixed" if f.spec.kind == "lengths" else "uniform", seed=1) for f in checked.fields)
+    padded = realise(checked, Description({"n": 4}, recipes, alike=True)).batch
+    beyond = torch.arange(7) >= padded["counts"][0][:, None]
+    assert beyond.any()
+    assert (padded["right"][beyond] == -9).all()
+    assert torch.equal(padded["right"][~beyond], padded["left"][~beyond].clamp(-1, 1))
     for described in batches:
         assert described.batch["counts"][0].max() <= 7
         assert described.batch["counts"][1].max() <= 5

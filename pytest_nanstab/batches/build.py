@@ -80,15 +80,16 @@ def _in_order(plan: Plan) -> Iterator[int]:
 
 def _made(plan: Plan, index: int, description: Description, done: dict[int, Made]) -> Made:
     field, recipe = plan.fields[index], description.recipes[index]
-    twin = _twin_of(plan, index) if description.alike else index
-    if twin != index:
-        return _as_twin(field, plan.fields[twin], done[twin])
     shape = field.shape(description.sizes)
     if field.spec.kind == "lengths":
         longest = plan.longest(index, description.sizes)
         return discrete.build_lengths(shape, recipe, shortest_length(field.spec), longest)
     lengths = None if field.lengths is None else done[field.lengths].array
-    made = _values(field, shape, recipe, lengths)
+    twin = _twin_of(plan, index) if description.alike else index
+    if twin == index:
+        made = _values(field, shape, recipe, lengths)
+    else:
+        made = _as_twin(field, plan.fields[twin], done[twin])
     return made if lengths is None else _padded(field, made, lengths)
 
 

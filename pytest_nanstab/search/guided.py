@@ -91,7 +91,7 @@ class Climb:
         """Steps for exact zeros: what divides by a difference fails only there."""
         __tracebackhide__ = True
         for _ in range(_NEWTON):
-            if self._hunter.budget.is_spent or self._linear(point):
+            if self._hunter.budget.is_spent or self._has_no_root(point):
                 return None
             slopes = self._slopes(point, 1)
             if slopes is None:
@@ -104,7 +104,8 @@ class Climb:
             point = after
         return None
 
-    def _linear(self, point: Point) -> bool:
+    def _has_no_root(self, point: Point) -> bool:
+        """Whether the edge is an overflow, which no exact zero leads to, or the distance is not known."""
         seen = self._hunter.near.closest.get(self._site)
         return seen is None or seen.edge.linear or not math.isfinite(point.distance)
 

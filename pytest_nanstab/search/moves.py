@@ -126,12 +126,12 @@ def token_gains(plan: Plan, batch: Any, lookups: Sequence[Lookup], gradients: Se
             continue
         for lookup, gradient in zip(lookups, gradients, strict=True):
             if gradient is not None and _is_the_same(leaf, lookup.indices) and field.spec.int_bounds()[0] >= 0:
-                weight, flat = lookup.weight.detach(), leaf.reshape(-1)
-                scores = gradient.reshape(flat.numel(), -1) @ weight.T
+                weight, flat = lookup.weight.detach().to(leaf.device), leaf.reshape(-1)
+                scores = gradient.to(weight).reshape(flat.numel(), -1) @ weight.T
                 gains[field.path] = scores - scores.gather(1, flat[:, None].long())
                 break
     return gains
 
 
 def _is_the_same(leaf: Tensor, indices: Tensor) -> bool:
-    return leaf.numel() == indices.numel() > 0 and bool((leaf.reshape(-1) == indices.reshape(-1)).all())
+    return leaf.numel() == indices.numel() > 0 and bool((leaf.reshape(-1) == indices.reshape(-1).to(leaf.device)).all())
