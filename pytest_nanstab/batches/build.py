@@ -86,10 +86,8 @@ def _made(plan: Plan, index: int, description: Description, done: dict[int, Made
         return discrete.build_lengths(shape, recipe, shortest_length(field.spec), longest)
     lengths = None if field.lengths is None else done[field.lengths].array
     twin = _twin_of(plan, index) if description.alike else index
-    if twin == index:
-        made = _values(field, shape, recipe, lengths)
-    else:
-        made = _as_twin(field, plan.fields[twin], done[twin])
+    is_own = twin == index
+    made = _values(field, shape, recipe, lengths) if is_own else _as_twin(field, plan.fields[twin], done[twin])
     return made if lengths is None else _padded(field, made, lengths)
 
 
