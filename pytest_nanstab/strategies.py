@@ -8,16 +8,16 @@ def test_focal_loss(batch): assert_finite(focal_loss(**batch))
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from pytest_nanstab.batches.corruption import Corruption, all_corruptions, fresh
 from pytest_nanstab.batches.drawing import bare
 from pytest_nanstab.batches.infer import infer_spec
 from pytest_nanstab.batches.layout import plan
 from pytest_nanstab.batches.spec import TensorSpec
+from pytest_nanstab.corruptions.catalogue import recipes
+from pytest_nanstab.corruptions.model import Corruption
 
 __all__ = ["TensorSpec", "corruptions", "from_batch", "from_spec"]
 
@@ -58,15 +58,18 @@ def from_batch(
 
 
 def corruptions(sample: Any) -> st.SearchStrategy[Corruption]:
-    """Corrupted copies of a sample: arrays, tensors, nested containers, pandas frames and series, texts.
+    """Corrupted copies of a sample: arrays, tensors, nested containers, frames of pandas and polars, texts and bytes.
 
-    Each example is a `Corruption` (name, place, invalid, value, rows); `all_corruptions` is the same as a list.
+    Each example is a `Corruption` (name, place, invalid, value, rows, ...) with a sample of its own. They shrink
+    towards the smallest: one value in the middle of the first field.
 
     Raises:
-        ValueError: when nothing in the sample can be corrupted (only integers, say).
+        ValueError: when nothing in the sample can be corrupted (only booleans, say).
     """
-    found = all_corruptions(sample)
+    found = recipes(sample)
     if not found:
-        raise ValueError(f"sample must hold floats, text, dates or objects to corrupt, got {type(sample).__name__}")
-    # The code under test may write into what it is given: every example gets its own copy.
-    return st.sampled_from(found).map(lambda drawn: replace(drawn, value=fresh(drawn.value)))
+        raise ValueError(
+            f"sample must hold numbers, text, dates or objects to corrupt, in rows, got {type(sample).__name__}"
+        )
+    # The code under test may write into what it is given: every example is made for it alone.
+    return st.sampled_from(found).map(lambda recipe: recipe.made())

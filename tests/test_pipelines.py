@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pytest_nanstab import NonFiniteError, StabilityError, assert_handles_nonfinite
-from pytest_nanstab.batches.corruption import Corruption, all_corruptions
+from pytest_nanstab.corruptions.catalogue import all_corruptions
+from pytest_nanstab.corruptions.model import Corruption
 
 NAN, INF = float("nan"), float("inf")
 
@@ -53,7 +54,7 @@ def passing(x):
 
 
 def outcomes(error):
-    return {(row["corruption"], row["place"]): row["outcome"] for row in error.findings[0].evidence["table"]}
+    return {(row["corruption"], row["place"]): row["outcome"] for row in error.findings[0].evidence["outcomes"]}
 
 
 def test_refusing_pipeline_passes_reject_and_fails_sanitize():
@@ -80,8 +81,8 @@ def test_what_gets_through_is_named_with_its_place(policy):
     assert (finding.kind, finding.phase) == ("accepted-nonfinite", "data")
     evidence = finding.evidence
     assert (evidence["rows"], evidence["columns"], evidence["nan"]) == ([3], [0], 1)
-    assert evidence["table"][0]["outcome"] == "let through: NaN, row 3, column 0"
-    assert len(evidence["table"]) == len(all_corruptions(matrix()))
+    assert evidence["outcomes"][0]["outcome"] == "let through: NaN, row 3, column 0"
+    assert len(evidence["outcomes"]) == len(all_corruptions(matrix()))
     assert "test_pipelines.py:" in finding.source
 
 
@@ -316,7 +317,7 @@ def test_z_score_of_a_constant_column_under_corruption():
 
     def z_score(x, epsilon=0.0):
         x = torch.nan_to_num(x, posinf=0.0, neginf=0.0).clamp(-1e3, 1e3)
-        return (x - x.mean(0)) / (x.std(0) + epsilon)
+        return (x - x.mean(0)) / (x.std(0, correction=0) + epsilon)
 
     sample = torch.from_numpy(matrix())
     words = outcomes(failure(z_score, sample, policy="sanitize"))
@@ -408,11 +409,11 @@ def test_corruptions_are_chosen_by_name_pattern_or_object():
         ({"policy": "reject", "corruptions": ["typo"]}, ValueError, "'typo' is the name of none; this sample has NaN"),
         ({"policy": "reject", "corruptions": [3]}, TypeError, "corruptions must be names, patterns or Corruption"),
         ({"policy": "reject", "corruptions": []}, TypeError, "corruptions must be names, patterns or Corruption"),
-        ({"policy": "reject", "sample": np.array([1, 2])}, ValueError, "no corruption fits the sample"),
+        ({"policy": "reject", "sample": np.array([True])}, ValueError, "no corruption fits the sample"),
         (
             {"policy": "reject", "pipeline": 3},
             TypeError,
-            "must be callable or have fit and transform, got int",
+            "must be callable, a data set, or have fit and transform, got int",
         ),
     ],
 )

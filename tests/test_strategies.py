@@ -18,7 +18,8 @@ from legality import TRANSLATION, assert_legal_translation, outside
 
 from pytest_nanstab.batches.boundary import boundary_batches
 from pytest_nanstab.batches.build import describe, kinds_of, realise
-from pytest_nanstab.batches.corruption import Corruption, all_corruptions
+from pytest_nanstab.corruptions.catalogue import all_corruptions
+from pytest_nanstab.corruptions.model import Corruption
 from pytest_nanstab.batches.drawing import described_from_spec
 from pytest_nanstab.batches.layout import plan
 from pytest_nanstab.batches.recipe import LEVELS, REGIONS, Described, Description, Recipe
@@ -499,6 +500,8 @@ def test_array_corruptions_name_places_and_rows():
         "element [2, 0]",
         "element [0, 0]",
         "element [3, 2]",
+        "element [2, 1]",
+        "element [2, 2]",
         "row 2",
         "column 1",
         "everywhere",
@@ -529,7 +532,7 @@ def test_frame_corruptions_fit_each_column():
     assert gap["count"].dtype == np.float64
     assert gap["day"].dtype == frame()["day"].dtype
     assert not any("'flag'" in place for _, place in middle)
-    assert all(list(c.value.index) == [10, 11, 12] for c in found)
+    assert all(list(c.value.index) == [10, 11, 12] for c in found if c.family not in ("rows", "index"))
 
 
 def test_text_corruptions_that_no_encoder_accepts_are_invalid():
@@ -547,7 +550,7 @@ def test_text_corruptions_that_no_encoder_accepts_are_invalid():
 def test_records_count_as_rows():
     """In a list of records the first, middle and last are corrupted, and the record is the row."""
     found = all_corruptions([{"x": 1.0}] * 9)
-    assert {corruption.rows for corruption in found} == {(0,), (4,), (8,)}
+    assert {corruption.rows for corruption in found if corruption.family != "rows"} == {(0,), (4,), (8,)}
     assert by_place(found, "NaN")['"4.x"'].value[4] != {"x": 1.0}
 
 
@@ -560,11 +563,11 @@ def test_tensors_with_history_are_copied():
     assert all(corruption.value["c"].requires_grad for corruption in found)
 
 
-@pytest.mark.parametrize("sample", [torch.arange(3), np.array([True]), 3, None, {}, [], np.zeros((0, 3))], ids=repr)
+@pytest.mark.parametrize("sample", [np.array([True]), 3, None, {}, [], np.zeros((0, 3))], ids=repr)
 def test_samples_that_cannot_be_corrupted(sample):
-    """Integers, booleans and empty samples give no corruption, and the strategy says so."""
+    """A boolean, a number that is whole and empty samples give no corruption, and the strategy says so."""
     assert all_corruptions(sample) == []
-    with pytest.raises(ValueError, match="sample must hold floats, text, dates or objects to corrupt"):
+    with pytest.raises(ValueError, match="sample must hold numbers, text, dates or objects to corrupt"):
         corruptions(sample)
 
 
@@ -576,8 +579,7 @@ def test_corruption_strategy_gives_fresh_copies():
     @given(corruptions({"x": np.zeros((2, 2))}))
     def check(corruption):
         assert isinstance(corruption, Corruption)
-        assert (corruption.value["x"] != 7).any()
-        assert corruption.value["x"].min() != 7
+        assert not (corruption.value["x"] == 7).any()
         names.add(corruption.name)
         corruption.value["x"][:] = 7
 

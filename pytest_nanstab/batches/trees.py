@@ -1,8 +1,9 @@
-"""Walking and rebuilding nested batches: mappings, lists, tuples and named tuples."""
+"""Walking and rebuilding nested batches: mappings, lists, tuples, named tuples and dataclasses."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeGuard
 
@@ -21,12 +22,24 @@ def is_container(value: object) -> TypeGuard[Mapping[Any, Any] | list[Any] | tup
     return isinstance(value, (Mapping, list, tuple))
 
 
+def is_node(value: object) -> bool:
+    """Whether `value` is a container or a dataclass, which `from_batch` hands through as it is."""
+    return is_container(value) or is_record(value)
+
+
+def is_record(value: object) -> bool:
+    """Whether `value` is an instance of a dataclass; a `TensorSpec` is one too, and describes a leaf."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "allow_nan")
+
+
 def children(node: Any) -> list[tuple[Any, Any]]:
     """The (key, child) pairs of a container; fields of a named tuple go by name, items of a sequence by index."""
     if isinstance(node, Mapping):
         return list(node.items())
     if is_namedtuple(node):
         return [(name, getattr(node, name)) for name in node._fields]
+    if is_record(node):
+        return [(field.name, getattr(node, field.name)) for field in dataclasses.fields(node)]
     return list(enumerate(node))
 
 
@@ -36,7 +49,15 @@ def rebuilt(node: Any, values: list[Any]) -> Any:
         return _rebuilt_mapping(node, values)
     if is_namedtuple(node):
         return type(node)(*values)
-    return type(node)(values)
+    return _rebuilt_record(node, values) if is_record(node) else type(node)(values)
+
+
+def _rebuilt_record(node: Any, values: list[Any]) -> Any:
+    """Without its `__init__`, which may do more than store; frozen ones included."""
+    fresh = copy.copy(node)
+    for field, value in zip(dataclasses.fields(node), values, strict=True):
+        object.__setattr__(fresh, field.name, value)
+    return fresh
 
 
 def _rebuilt_mapping(node: Mapping[Any, Any], values: list[Any]) -> Any:
@@ -51,20 +72,22 @@ def _rebuilt_mapping(node: Mapping[Any, Any], values: list[Any]) -> Any:
     return type(node)(pairs)  # type: ignore[call-arg]
 
 
-def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every leaf with its path, depth first."""
-    if not is_container(tree):
+def leaves(tree: Any, path: Path = (), *, node: Callable[[Any], bool] = is_container) -> Iterator[tuple[Path, Any]]:
+    """Every leaf with its path, depth first; `node` says what is none."""
+    if not node(tree):
         yield path, tree
         return
     for key, child in children(tree):
-        yield from leaves(child, (*path, key))
+        yield from leaves(child, (*path, key), node=node)
 
 
-def mapped(function: Callable[[Path, Any], Any], tree: Any, path: Path = ()) -> Any:
+def mapped(
+    function: Callable[[Path, Any], Any], tree: Any, path: Path = (), *, node: Callable[[Any], bool] = is_container
+) -> Any:
     """The same tree with every leaf replaced by `function(path, leaf)`."""
-    if not is_container(tree):
+    if not node(tree):
         return function(path, tree)
-    return rebuilt(tree, [mapped(function, child, (*path, key)) for key, child in children(tree)])
+    return rebuilt(tree, [mapped(function, child, (*path, key), node=node) for key, child in children(tree)])
 
 
 def dotted(path: Path) -> str:

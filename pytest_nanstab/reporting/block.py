@@ -23,7 +23,21 @@ _Pair: TypeAlias = "tuple[str, str | list[str] | None]"
 # What a line of its own, or a part of another line, already says.
 _SPOKEN_FOR = frozenset(
     {"step", "steps", "step_range", "batch", "seed", "precision", "device", "parameter", "module_class", "optimizer"}
-    | {"tensor", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "detail", "range", "chain", "table"}
+    | {
+        "tensor",
+        "dtype",
+        "shape",
+        "count",
+        "of",
+        "nan",
+        "inf",
+        "first_index",
+        "detail",
+        "range",
+        "chain",
+        "table",
+        "outcomes",
+    }
     | {
         "value",
         "limit",

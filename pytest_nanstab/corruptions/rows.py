@@ -32,7 +32,7 @@ def count_rows(value: Any) -> int | None:
         return len(value)
     if is_rows(value):
         return int(value.shape[0])
-    if not trees.is_container(value):
+    if not trees.is_node(value):
         return None
     counts = {count_rows(child) for _, child in trees.children(value)}
     return counts.pop() if len(counts) == 1 else None
@@ -43,10 +43,12 @@ def take(value: Any, rows: Sequence[int]) -> Any:
     index = list(rows)
     if is_records(value):
         return [copy.deepcopy(value[row]) for row in index]
-    if isinstance(value, (Mapping, tuple)):
+    if isinstance(value, (Mapping, tuple)) or trees.is_record(value):
         return trees.rebuilt(value, [take(child, index) for _, child in trees.children(value)])
     if library(value) == "pandas":
         return value.iloc[index].copy()
+    if library(value) == "polars":
+        return value[index] if index else value[:0]  # an empty list selects columns
     if hasattr(value, "tocsr"):
         return value.tocsr()[index]
     return value[index]
@@ -56,7 +58,7 @@ def same_rows(left: Any, right: Any) -> bool:
     """Whether two values hold the same rows, up to the rounding of their dtype."""
     if is_rows(left) and is_rows(right):
         return _same_array(as_array(left), as_array(right))
-    if trees.is_container(left) and trees.is_container(right):
+    if trees.is_node(left) and trees.is_node(right):
         first, second = trees.children(left), trees.children(right)
         return len(first) == len(second) and all(
             a == b and same_rows(x, y) for (a, x), (b, y) in zip(first, second, strict=True)
