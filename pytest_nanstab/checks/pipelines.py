@@ -12,7 +12,7 @@ from pytest_nanstab.corruptions.catalogue import recipes
 from pytest_nanstab.corruptions.model import Corruption, Recipe
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.pipelines import splits, telling
-from pytest_nanstab.pipelines.judging import Outcome, Policy, Trial
+from pytest_nanstab.pipelines.judging import Policy, Trial
 from pytest_nanstab.pipelines.permissions import Permissions
 from pytest_nanstab.pipelines.refusals import Refusals
 from pytest_nanstab.pipelines.ways import check_workers, sample_of, ways
@@ -108,14 +108,9 @@ def pipeline_findings(
                 return [telling.control_finding(trial.control, way.words, source)]
             trials.append(trial)
         check_workers(pipeline)
-        outcomes = [outcome for trial in trials for outcome in _outcomes(trial, chosen)]
+        outcomes = [outcome for trial in trials for outcome in trial.outcomes(chosen)]
         found = [] if all(item.ok for item in outcomes) else [telling.finding_of(outcomes, trials, chosen, source)]
         return [*found, *_leaks(pipeline, trials, held)]
-
-
-def _outcomes(trial: Trial, chosen: Iterable[Recipe]) -> Iterator[Outcome]:
-    for recipe in chosen:
-        yield trial.outcome(recipe.made())
 
 
 def _leaks(pipeline: Any, trials: list[Trial], sample: Any) -> Iterator[Finding]:

@@ -1,0 +1,169 @@
+"""The first of the user's lines that turned a corrupted sample into a bad output, from a traced run.
+
+From the bad value that comes out, the trace is walked back over the names that each line reads. A value that was bad
+from the start passed a check that did not see it, or a repair that did not mend it: that line is the one to look at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_nanstab.batches import trees
+from pytest_nanstab.checks._leaves import numeric_leaves
+from pytest_nanstab.corruptions.model import Corruption
+from pytest_nanstab.corruptions.rows import as_array, is_rows
+from pytest_nanstab.pipelines import outputs
+from pytest_nanstab.pipelines.trace import Badness, Call, LineTrace, Spot, Step
+
+_GAPS = ("NAType", "NaTType", "NoneType")
+
+
+# --- what counts as bad
+
+
+def badness_for(corruption: Corruption, leak: outputs.Leak | None) -> Badness:
+    """What to follow through a run: the number that a cast made, NaN where only NaN came out, or anything bad.
+
+    An infinity on the way to a NaN may be meant (a mask of -inf), unless it was put in.
+    """
+    if leak is not None and leak.made is not None:
+        made = leak.made
+        return lambda value: _holds_number(value, made)
+    only_nan = leak is not None and leak.damage is not None and not leak.damage.inf and "Inf" not in corruption.name
+    missing, binary = corruption.family == "missing", corruption.family != "text"
+    return lambda value: _badness(value, only_nan=only_nan, missing=missing, binary=binary)
+
+
+def _badness(value: Any, *, only_nan: bool, missing: bool, binary: bool) -> Any:
+    if type(value).__name__ in _GAPS:
+        return "missing" if missing else None
+    if not _is_data(value):
+        return None
+    try:
+        leak = outputs.leak(value, binary=binary)
+    except Exception:  # noqa: BLE001 - half-built objects and foreign containers are nobody's fault
+        return None
+    if leak is None or (only_nan and leak.damage is not None and not leak.damage.nan):
+        return None
+    return leak.words
+
+
+def _is_data(value: Any) -> bool:
+    return is_rows(value) or isinstance(value, (float, str, bytes)) or trees.is_node(value)
+
+
+def _holds_number(value: Any, made: int) -> Any:
+    if not (is_rows(value) or trees.is_node(value)):
+        return None
+    for leaf in numeric_leaves(value):
+        array = as_array(leaf.values)
+        if array.dtype.kind in "iu" and bool((array == made).any()):
+            return leaf.field
+    return None
+
+
+# --- which line
+
+
+def line_of(trace: LineTrace, corruption: Corruption, policy: str, *, came_out: bool) -> Spot | None:
+    """The line to look at; None where no line of the user's had a hand in it.
+
+    Args:
+        trace: of the run with the corruption.
+        corruption: what was put in.
+        policy: "reject": a check that did not see what is no value comes first; "sanitize": a repair does.
+        came_out: whether something bad came out; else it was swallowed.
+    """
+    if not came_out:
+        return _swallowing(trace)
+    way = _way(trace)
+    came_in = bool(way) and bool(way[0].bad_reads)
+    if corruption.invalid and (came_in or not way):
+        checks = [spot for call, step in trace.order if (spot := _checked_at(call, step)) is not None]
+        repairs = [step.spot for step in way if step.line.repairs and step.bad_reads]
+        found = checks if policy == "reject" else repairs
+        if found:
+            return found[-1]
+    return way[0].spot if way else _handed_on(trace)
+
+
+def keeping_line(trace: LineTrace) -> Spot | None:
+    """The first line that kept something: something bad where that is seen, else anything."""
+    bad = [step.spot for _, step in trace.order if any(name.startswith("self.") for name in step.changed)]
+    any_kept = [step.spot for _, step in trace.order if step.line.keeps]
+    return next(iter([*bad, *any_kept]), None)
+
+
+def stage_of(trace: LineTrace) -> str | None:
+    """The first object of a library that gave something bad back."""
+    return next((name for name, bad in trace.stages if bad is not None), None)
+
+
+def _swallowing(trace: LineTrace) -> Spot | None:
+    """The last line that computed with something bad: what comes after it is finite again."""
+    found = [step.spot for _, step in trace.order if step.bad_reads and not step.line.is_move and not step.line.is_loop]
+    return found[-1] if found else None
+
+
+def _checked_at(call: Call, step: Step) -> Spot | None:
+    """The line that looked at the bad value for a check: the check itself, or what it tests."""
+    if not step.line.is_guard:
+        return None
+    return step.spot if step.bad_reads else _looked(call, step, 3)
+
+
+def _looked(call: Call, step: Step, depth: int) -> Spot | None:
+    """Where a name that a check tests was computed from something bad."""
+    before = call.steps[: call.steps.index(step)] if depth else []
+    for name in step.line.reads:
+        maker = next((earlier for earlier in reversed(before) if name in earlier.line.sets), None)
+        if maker is None or maker.line.is_loop or maker.line.is_move:
+            continue
+        found = maker.spot if maker.bad_reads else _looked(call, maker, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+# --- walking back
+
+
+def _way(trace: LineTrace) -> list[Step]:
+    """The lines that had a hand in the bad result of the first call that has one, the earliest first."""
+    for call in trace.outermost():
+        if call.result is not None and call.steps:
+            found = _within(trace, call, _giving(call))
+            if found:
+                return found
+    return []
+
+
+def _handed_on(trace: LineTrace) -> Spot | None:
+    """Where something bad was given back by lines that compute nothing."""
+    for call in trace.outermost():
+        if call.result is not None and call.steps:
+            return call.steps[_giving(call)].spot
+    return None
+
+
+def _giving(call: Call) -> int:
+    """The step that gave the result back: leaving a `with` block comes after it."""
+    steps = range(len(call.steps) - 1, -1, -1)
+    return next((at for at in steps if call.steps[at].line.is_return), len(call.steps) - 1)
+
+
+def _within(trace: LineTrace, call: Call, index: int) -> list[Step]:
+    """From one step of a call back to the earliest that its bad value comes from; lines that only hand on left out."""
+    step = call.steps[index]
+    own = [] if step.line.is_loop or (step.line.is_move and step.bad_reads) else [step]
+    for name in step.bad_reads:
+        if call.given.get(name) == step.before[name]:
+            continue
+        earlier = next((at for at in range(index - 1, -1, -1) if name in call.steps[at].changed), None)
+        found = [] if earlier is None else _within(trace, call, earlier)
+        if found:
+            return [*found, *own]
+    for entered in (trace.calls[number] for number in step.calls):
+        if entered.result is not None and entered.steps:
+            return [*_within(trace, entered, _giving(entered)), *own]
+    return own

@@ -1,0 +1,198 @@
+"""Runs that leave no trace: a pipeline that learns, counts or caches is as it was before, functions included.
+
+An object is copied. A function cannot be: what it keeps lies in its closure, in the globals it names and in the objects
+it is bound to. These stay the same objects, and hold copies of their contents for the time of a run.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_nanstab.attribution.source import is_user_file
+from pytest_nanstab.checks._leaves import library
+
+_MOST_VALUES = 1_000_000  # a larger array is data, not something that a pipeline keeps from batch to batch
+_DEPTH = 4  # of functions that call functions
+_FUNCTIONS = (types.FunctionType, types.MethodType, partial)
+# Machinery that a closure may hold: no pipeline keeps data in it, and a copy would drag a whole session along.
+_NOT_KEPT = frozenset({"_pytest", "pytest", "pytest_nanstab", "hypothesis", "logging", "threading", "multiprocessing"})
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType)
+
+
+def clone(pipeline: Any) -> Any:
+    """A fresh copy, so that no run sees what an earlier one learned; what cannot be copied is used as it is."""
+    try:
+        return copy.deepcopy(pipeline)
+    except (TypeError, RuntimeError, NotImplementedError):  # locks, generators, tensors with history
+        return pipeline
+
+
+@contextmanager
+def isolated(pipeline: Any) -> Iterator[Any]:
+    """The pipeline to call: a copy, or the function itself with what it keeps put back afterwards."""
+    if not is_function(pipeline):
+        yield clone(pipeline)
+        return
+    kept = Kept(pipeline)
+    with kept.restored():
+        yield pipeline
+
+
+def is_function(pipeline: object) -> bool:
+    """Whether a pipeline is a function, a bound method or a partial of one."""
+    return isinstance(pipeline, _FUNCTIONS)
+
+
+class Kept:
+    """What a function can keep from call to call."""
+
+    def __init__(self, function: Any) -> None:
+        self.objects: dict[int, Any] = {}
+        self._cells: dict[int, Any] = {}
+        self._names: dict[tuple[int, str], dict[str, Any]] = {}
+        self._seen: set[int] = set()
+        self._add(function, _DEPTH)
+
+    def _add(self, node: Any, depth: int) -> None:
+        if id(node) in self._seen or isinstance(node, _PLAIN) or depth < 0:
+            return
+        self._seen.add(id(node))
+        if isinstance(node, partial):
+            for part in (node.func, *node.args, *node.keywords.values()):
+                self._add(part, depth)
+        elif isinstance(node, types.MethodType):
+            self._add(node.__self__, depth)
+            self._add(node.__func__, depth)
+        elif isinstance(node, types.FunctionType):
+            self._add_function(inspect.unwrap(node), depth - 1)
+        elif isinstance(node, torch.nn.Module) and _size(node) > _MOST_VALUES:
+            self.objects.update((id(buffer), buffer) for buffer in node.buffers())
+        elif library(node) not in _NOT_KEPT:
+            self.objects[id(node)] = node
+
+    def _add_function(self, function: Any, depth: int) -> None:
+        if not isinstance(function, types.FunctionType) or not is_user_file(function.__code__.co_filename):
+            return
+        for cell in function.__closure__ or ():
+            self._cells[id(cell)] = cell
+            self._add(_contents(cell), depth)
+        for name in _names_in(function.__code__):
+            if name in function.__globals__:
+                self._names[id(function.__globals__), name] = function.__globals__
+                self._add(function.__globals__[name], depth)
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._add(default, depth)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Everything holds a copy of its contents inside, and its own contents again afterwards."""
+        cells = [(cell, _contents(cell)) for cell in self._cells.values()]
+        names = [(space, name, space[name]) for (_, name), space in self._names.items() if name in space]
+        with ExitStack() as stack:
+            for node in self.objects.values():
+                put_back = _lent_copy(node, dict(self.objects))
+                if put_back is not None:
+                    stack.callback(put_back)
+            try:
+                yield
+            finally:
+                for cell, value in cells:
+                    if value is not _EMPTY and _contents(cell) is not value:
+                        cell.cell_contents = value
+                for space, name, value in names:
+                    if space.get(name) is not value:
+                        space[name] = value
+
+
+_EMPTY = object()
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return _EMPTY
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """The globals a function names, those of its inner functions too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+def _lent_copy(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:
+    """Give `node` a copy of its contents; returns what gives it its own again, None where it keeps nothing.
+
+    What cannot be copied (a lock, an open file) is used as it is.
+    """
+    if isinstance(node, (torch.Tensor, np.ndarray)):
+        return _of_values(node)
+    try:
+        if isinstance(node, (list, set, dict)):
+            return _of_container(node, memo)
+        own = getattr(node, "__dict__", None)
+        if type(own) is not dict:
+            return None
+        node.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
+        return partial(_set_dict, node, own)
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError, RecursionError):
+        return None
+
+
+def _set_dict(node: Any, own: dict[str, Any]) -> None:
+    node.__dict__ = own
+
+
+def _of_values(node: Any) -> Callable[[], None] | None:
+    size = node.numel() if isinstance(node, torch.Tensor) else node.size
+    if size > _MOST_VALUES:
+        return None
+    if isinstance(node, np.ndarray):
+        if not node.flags.writeable or node.dtype.hasobject:
+            return None
+        before = node.copy()
+        return lambda: np.copyto(node, before)
+    if node.device.type == "meta" or node.layout is not torch.strided:
+        return None
+    values = node.detach().clone()
+
+    def put_back() -> None:
+        if not torch.equal(node.detach(), values):  # writing would change the version that autograd counts
+            with torch.no_grad():
+                node.copy_(values)
+
+    return put_back
+
+
+def _of_container(node: Any, memo: dict[int, Any]) -> Callable[[], None]:
+    before = node.copy()
+    lent = (
+        {key: copy.deepcopy(value, memo) for key, value in node.items()}
+        if isinstance(node, dict)
+        else (copy.deepcopy(before, memo))
+    )
+    _fill(node, lent)
+    return lambda: _fill(node, before)
+
+
+def _fill(node: Any, contents: Any) -> None:
+    if isinstance(node, list):
+        node[:] = contents
+    else:
+        node.clear()
+        node.update(contents)

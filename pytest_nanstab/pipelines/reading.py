@@ -1,0 +1,129 @@
+"""What a line of source does, read from its syntax: which names it reads and sets, and whether it checks or repairs."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+# What these give says nothing about the values.
+_SHAPES = re.compile(r"ndim|shape|size|dtypes?|columns|index|height|width|name|device")
+_SHAPE_CALLS = re.compile(r"len|isinstance|hasattr|type|id|callable")
+_REPAIRS = re.compile(
+    r"fillna|[fb]fill|pad|interpolate|nan_to_num_?|where|clip_?|clamp_?|fill_null|fill_nan|dropna|masked_fill_?|replace"
+    r"|mask|filled|putmask|copyto|minimum|maximum|to_numeric|impute|encode|decode"
+)
+_KEEPERS = re.compile(r"append|add_?|update|extend|insert|setdefault|partial_fit|fit|mul_|sub_|copy_|lerp_")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A statement, as far as it can matter.
+
+    Attributes:
+        reads: names and attributes of `self` whose values it reads.
+        sets: names it assigns.
+        is_move: whether it only hands values on, without calling or computing anything.
+        is_guard: whether it raises when a condition holds that it tests.
+        is_loop: whether it is the head of a loop.
+        is_return: whether it ends its function with a value.
+        repairs: whether it calls something by which bad values are replaced.
+        keeps: whether it changes an attribute or a collection that may outlive the call.
+    """
+
+    reads: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    is_move: bool = True
+    is_guard: bool = False
+    is_loop: bool = False
+    is_return: bool = False
+    repairs: bool = False
+    keeps: bool = False
+
+
+@lru_cache(maxsize=4096)
+def line_at(filename: str, number: int) -> Line:
+    """What the statement on a line does, its body left out."""
+    tree = _tree(filename)
+    statement = None if tree is None else _statement_at(tree, number)
+    if statement is None:
+        return Line()
+    nodes = list(_own_nodes(statement))
+    return Line(
+        reads=tuple(dict.fromkeys(_reads(statement))),
+        sets=tuple(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
+        is_move=not any(isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp, ast.AugAssign)) for node in nodes),
+        is_guard=_is_guard(statement),
+        is_loop=isinstance(statement, (ast.For, ast.AsyncFor, ast.While)),
+        is_return=isinstance(statement, ast.Return) or any(isinstance(node, (ast.Yield, ast.Lambda)) for node in nodes),
+        repairs=any(_REPAIRS.fullmatch(_called(node)) is not None for node in nodes),
+        keeps=any(_is_kept(node) for node in nodes),
+    )
+
+
+@lru_cache(maxsize=256)
+def _tree(filename: str) -> ast.Module | None:
+    linecache.checkcache(filename)
+    try:
+        return ast.parse("".join(linecache.getlines(filename)))
+    except SyntaxError:
+        return None
+
+
+def _statement_at(tree: ast.Module, number: int) -> ast.stmt | None:
+    """The innermost statement that covers a line; a lambda on it is part of its statement."""
+    found: ast.stmt | None = None
+    for node in ast.walk(tree):
+        covers = isinstance(node, ast.stmt) and node.lineno <= number <= (node.end_lineno or node.lineno)
+        if covers and (found is None or node.lineno >= found.lineno):  # type: ignore[attr-defined]
+            found = node  # type: ignore[assignment]
+    return found
+
+
+def _own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a statement without the statements inside it."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.stmt):
+            yield from _own_nodes(child)
+
+
+def _reads(node: ast.AST, *, augmented: bool = False) -> Iterator[str]:
+    """Names whose values are looked at; asking for a shape, a length or a type is no look at values."""
+    if isinstance(node, ast.Attribute):
+        if _SHAPES.fullmatch(node.attr):
+            return
+        if isinstance(node.value, ast.Name) and node.value.id == "self":
+            yield f"self.{node.attr}"
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _SHAPE_CALLS.fullmatch(node.func.id):
+        return
+    if isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Load) or augmented):
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.stmt):
+            yield from _reads(child, augmented=augmented or isinstance(node, ast.AugAssign))
+
+
+def _is_guard(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Assert):
+        return True
+    bodies = [*statement.body, *statement.orelse] if isinstance(statement, ast.If) else []
+    return any(isinstance(inner, ast.Raise) for inner in bodies)
+
+
+def _called(node: ast.AST) -> str:
+    if not isinstance(node, ast.Call):
+        return ""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def _is_kept(node: ast.AST) -> bool:
+    """An attribute that is set, an item of one, or a call that changes the attribute it is made on."""
+    if isinstance(node, ast.Call):
+        on = node.func.value if isinstance(node.func, ast.Attribute) else None
+        return isinstance(on, ast.Attribute) and _KEEPERS.fullmatch(_called(node)) is not None
+    target = node.value if isinstance(node, ast.Subscript) else node
+    return isinstance(target, ast.Attribute) and isinstance(getattr(node, "ctx", None), ast.Store)

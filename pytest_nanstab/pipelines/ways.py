@@ -1,0 +1,164 @@
+"""How data can reach a pipeline: called, fitted, transformed after a fit, fed in parts, or held by a data set."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from pytest_nanstab.checks._state import same_random_state
+from pytest_nanstab.pipelines.isolation import clone, isolated
+from pytest_nanstab.pipelines.sources import Holder, is_source, read
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pipeline in use, as it was before anything was put in.
+
+    Attributes:
+        run: puts data in; the output, data sets and iterators read to the end.
+        again: how good data goes in afterwards; None where nothing can be kept from one run to the next.
+        subject: the object whose state may have changed; None for functions without any.
+    """
+
+    run: Callable[[Any], Any]
+    again: Callable[[Any], Any] | None
+    subject: Any
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way in, with its name, "" where there is only one."""
+
+    words: str
+    session: Callable[[], AbstractContextManager[Session]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a run replaces what was learned."""
+        return self.words == "fit"
+
+
+def ways(pipeline: Any, sample: Any) -> list[Way]:
+    """The ways into a pipeline.
+
+    Raises:
+        TypeError: it is no pipeline, or a data set that does not hold the sample.
+    """
+    if callable(getattr(pipeline, "transform", None)) and (hasattr(pipeline, "fit") or _fits_at_once(pipeline)):
+        return _of_estimator(pipeline, sample)
+    if is_source(pipeline):
+        return [Way("", lambda: _holding(Holder(pipeline, sample)))]
+    if callable(pipeline):
+        return [Way("", lambda: _calling(pipeline))]
+    kind = type(pipeline).__name__
+    raise TypeError(f"pipeline must be callable, a data set, or have fit and transform, got {kind}")
+
+
+def sample_of(pipeline: Any, sample: Any) -> Any:
+    """The sample as the pipeline takes it: a data set may keep it in another form."""
+    if callable(getattr(pipeline, "transform", None)) or not is_source(pipeline):
+        return sample
+    return Holder(pipeline, sample).sample
+
+
+def check_workers(pipeline: Any) -> None:
+    """Read a loader with the worker processes it asks for, once: what cannot cross a process fails here."""
+    if isinstance(pipeline, DataLoader) and pipeline.num_workers:
+        with same_random_state():
+            for _batch in pipeline:
+                break
+
+
+# --- callables and data sets
+
+
+@contextmanager
+def _calling(pipeline: Any) -> Iterator[Session]:
+    with isolated(pipeline) as subject:
+
+        def run(data: Any) -> Any:
+            return read(subject(data))
+
+        yield Session(run, run, subject)
+
+
+@contextmanager
+def _holding(holder: Holder) -> Iterator[Session]:
+    yield Session(lambda data: read(holder.holding(data)), None, None)
+
+
+# --- estimators
+
+
+def _fits_at_once(pipeline: Any) -> bool:
+    return hasattr(pipeline, "fit_transform")
+
+
+def _of_estimator(pipeline: Any, sample: Any) -> list[Way]:
+    if is_fitted(pipeline, sample):
+        return [Way("", lambda: _transforming(clone(pipeline)))]
+    found = [
+        Way("fit", lambda: _fitting(clone(pipeline))),
+        Way("transform", lambda: _transforming(fitted(clone(pipeline), copy.deepcopy(sample)))),
+    ]
+    if callable(getattr(pipeline, "partial_fit", None)):
+        found.append(Way("partial_fit", lambda: _in_parts(fitted(clone(pipeline), copy.deepcopy(sample)))))
+    return found
+
+
+@contextmanager
+def _fitting(subject: Any) -> Iterator[Session]:
+    yield Session(lambda data: read(_fit_transform(subject, data)), lambda data: read(subject.transform(data)), subject)
+
+
+@contextmanager
+def _transforming(subject: Any) -> Iterator[Session]:
+    def run(data: Any) -> Any:
+        return read(subject.transform(data))
+
+    yield Session(run, run, subject)
+
+
+@contextmanager
+def _in_parts(subject: Any) -> Iterator[Session]:
+    def run(data: Any) -> Any:
+        subject.partial_fit(copy.deepcopy(data))
+        return read(subject.transform(data))
+
+    yield Session(run, lambda data: read(subject.transform(data)), subject)
+
+
+def is_fitted(pipeline: Any, sample: Any) -> bool:
+    """By scikit-learn's convention: an attribute that ends in an underscore; another class: whether it transforms."""
+    if hasattr(pipeline, "__sklearn_is_fitted__"):
+        return bool(pipeline.__sklearn_is_fitted__())
+    if any(name.endswith("_") and not name.startswith("_") for name in vars(pipeline)):
+        return True
+    if hasattr(pipeline, "__sklearn_tags__") or hasattr(pipeline, "_get_tags"):
+        return False
+    try:
+        with same_random_state():
+            clone(pipeline).transform(copy.deepcopy(sample))
+    except Exception:  # noqa: BLE001 - whatever an object says that has learned nothing yet
+        return False
+    return True
+
+
+def _fit_transform(pipeline: Any, data: Any) -> Any:
+    if hasattr(pipeline, "fit_transform"):
+        return pipeline.fit_transform(data)
+    return fitted(pipeline, data).transform(data)
+
+
+def fitted(pipeline: Any, data: Any) -> Any:
+    """The pipeline, fitted to `data`."""
+    if hasattr(pipeline, "fit"):
+        pipeline.fit(data)
+    else:
+        pipeline.fit_transform(data)
+    return pipeline
