@@ -46,6 +46,7 @@ class Known:
     batch_size: int | None = None
     explosion: Explosion | None = None
     optimizers: Sequence[Any] = ()  # those that took part
+    outlier: str | None = None  # a value of an earlier batch that no other batch comes near
 
 
 def retold(finding: Finding, origin: Origin, known: Known) -> Finding:
@@ -91,7 +92,12 @@ def _by_operation(finding: Finding, origin: Origin, known: Known) -> Finding:
         module=module if module is not None or finding.kind != "nonfinite-parameter" else finding.module,
         op=title(guilty),
         source=shown(line_of(guilty)) or finding.source,
-        evidence={**_rest(finding), **_facts(origin, known, kind), **_way(finding, origin)},
+        evidence={
+            **_rest(finding),
+            **_facts(origin, known, kind),
+            **(_outlier(known) if guilty.bad_overflows else {}),
+            **_way(finding, origin),
+        },
     )
     if finding.phase == "init":
         return replace(
@@ -176,6 +182,7 @@ def _exploding(finding: Finding, origin: Origin, known: Known, explosion: Explos
         **_facts(origin, known, kind),
         "growth": grown,
         "first overflow": f"{title(origin.guilty)}{place}",
+        **_outlier(known),
         **_way(finding, origin),
     }
     if explosion.rows:
@@ -245,13 +252,14 @@ def _from_numbers(finding: Finding, origin: Origin) -> Finding:
 
 def _data(finding: Finding, origin: Origin, *, name: str, facts: dict[str, Any], source: str | None) -> Finding:
     step = f" of step {finding.step}" if finding.step is not None else ""
+    batch = {"batch": finding.evidence["backward"]} if "backward" in finding.evidence else {}
     return replace(
         finding,
         kind="nonfinite-input",
         message=f"{_word(origin.guilty)} in the data{step}, {name}",
         phase="data",
         source=source or finding.source,
-        evidence={**_rest(finding), "tensor": name, "field": name, **facts, **_way(finding, origin)},
+        evidence={**batch, **_rest(finding), "tensor": name, "field": name, **facts, **_way(finding, origin)},
         cause="it was there before any operation of the step: in the batch, or kept from an earlier one",
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )
@@ -284,6 +292,10 @@ def _facts(origin: Origin, known: Known, module_class: str | None) -> dict[str, 
     if bad.rows and shape and shape[0] == known.batch_size:
         facts["rows"] = list(bad.rows)
     return facts
+
+
+def _outlier(known: Known) -> dict[str, str]:
+    return {} if known.outlier is None else {"outlier": known.outlier}
 
 
 def _way(finding: Finding, origin: Origin) -> dict[str, Any]:

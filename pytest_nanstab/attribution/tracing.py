@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.growth import Growth, explosion_in
 from pytest_nanstab.attribution.history import Made
 from pytest_nanstab.attribution.origin import home_of, origin_of
+from pytest_nanstab.attribution.outliers import Outliers
 from pytest_nanstab.attribution.rates import watch_groups
 from pytest_nanstab.attribution.tracer import Tracer
 from pytest_nanstab.watching import torch_private
@@ -41,6 +43,7 @@ class Tracing:
 
     Attributes:
         growth: the sizes of parameters and gradients over the last steps, traced or not.
+        outliers: the extremes of what outermost modules were fed with, traced or not.
         batch_size: the first size of what the outermost module was last called with.
         excused: whether the last finding it told came from numbers that only grew too large, or from what torch's own
             parametrizations do with a weight.
@@ -48,6 +51,7 @@ class Tracing:
 
     def __init__(self, from_step: int = 1, *, deadline: float | None = None) -> None:
         self.growth = Growth()
+        self.outliers = Outliers()
         self.excused = False
         self.batch_size: int | None = None
         self._from_step = from_step
@@ -56,6 +60,7 @@ class Tracing:
         self._region: Region | None = None
         self._last: Region | None = None
         self._handles: list[RemovableHandle] = []
+        self._fed: list[tuple[str, Any]] = []  # what outermost modules were called with since the last step
         self._roots: list[nn.Module] = []  # kept alive: paths are looked up in them
         self._on = False
         self._eager: AbstractContextManager[Any] = nullcontext()
@@ -75,6 +80,14 @@ class Tracing:
         if region.run.steps + 1 >= self._from_step:
             self._switch_on()
 
+    def before_counting(self, region: Region) -> Callable[..., None]:
+        """An optimizer step pre-hook for before the region's own."""
+
+        def note(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
+            self._note_inputs(region, region.run.steps + 1)
+
+        return note
+
     def stop(self) -> None:
         """The region is left, or gives its place to an inner one."""
         for handle in self._handles:
@@ -89,6 +102,7 @@ class Tracing:
         """Drop every reference to the user's objects."""
         self._tracer.forget()
         self._roots.clear()
+        self._fed.clear()
         self.growth.forget()
         self._region = self._last = None
 
@@ -119,7 +133,14 @@ class Tracing:
 
     def told(self, finding: Finding, made: Made, region: Region) -> Finding:
         """The finding with its origin."""
-        known = Known(region.names, self.batch_size, explosion_in(region.run, self.growth), optimizers_of(region))
+        self._note_inputs(region, region.run.steps + 1)
+        known = Known(
+            region.names,
+            self.batch_size,
+            explosion_in(region.run, self.growth),
+            optimizers_of(region),
+            self.outliers.before(region.run.steps + 1),
+        )
         origin = origin_of(made)
         first = home_of(origin.guilty)
         self.excused = origin.guilty.grew or first.place.in_utils
@@ -151,6 +172,8 @@ class Tracing:
             self.batch_size = _batch_size(args)
             if self.batch_size is None:
                 _ask_keywords(self, module)
+            if module.training:
+                self._fed.append((type(module).__name__, args))
         self._tracer.modules.append(module)
 
     def _leave_module(self, module: nn.Module, _args: Any, _output: Any) -> None:
@@ -159,6 +182,13 @@ class Tracing:
     def _before_step(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if self._tracer.optimizer is None:  # an optimizer inside another's step is part of that
             self._tracer.optimizer = optimizer
+
+    def _note_inputs(self, region: Region, step: int) -> None:
+        """What the outermost modules were fed with since the step before."""
+        seen = list(region.outputs.fed()) or [pair for fed in self._fed for pair in _named(*fed)]
+        self._fed.clear()
+        with torch_private.unseen():
+            self.outliers.note(step, seen)
 
     def _after_step(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
         region = self._region
@@ -173,6 +203,14 @@ class Tracing:
             self._tracer.next_step(region.run.steps + 1)
         elif region.run.steps + 1 >= self._from_step:
             self._switch_on()
+
+
+def _named(module: str, args: Any) -> Iterator[tuple[str, Tensor]]:
+    from pytest_nanstab.watching import measure
+
+    for index, value in enumerate(args):
+        for path, tensor in measure.all_tensors_in(value, f"input {index}"):
+            yield f"{path} of {module}", tensor
 
 
 def _eager_stance() -> AbstractContextManager[Any]:

@@ -37,6 +37,7 @@ _SPOKEN_FOR = frozenset(
         "chain",
         "table",
         "outcomes",
+        "backward",
     }
     | {
         "value",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_nanstab.attribution.source import is_user_file, place
-from pytest_nanstab.checks.data import Survey, survey_batches
+from pytest_nanstab.checks.data import Survey, notes_on_splits, survey_batches
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.suite import judging
@@ -168,20 +168,33 @@ def _finite_data(request: ItemRequest, seed: int) -> Verdict:
     verdict = Verdict()
     with seeded(seed):
         setup = request.make_setup()
-        for name in ("batches", "eval_batches"):
-            source = getattr(setup, name)
-            if source is None:
-                continue
-            survey = _survey(source, setup.domain)
-            verdict.failing += survey.findings
-            verdict.notes += [f"{name}: {note}" for note in survey.notes]
+        sources = {"batches": setup.batches}
+        if setup.eval_batches is not None and setup.eval_batches is not setup.batches:
+            sources["eval_batches"] = setup.eval_batches
+        surveys = {}
+        for name, source in sources.items():  # a comprehension would be a frame in users' tracebacks
+            surveys[name] = _survey(name, source, setup.domain, len(sources) > 1)
+    for name, survey in surveys.items():
+        verdict.failing += survey.findings
+        looked_at = "batch was" if survey.batches == 1 else f"{survey.batches} batches were"
+        unseen = [] if survey.complete else [f"the first {looked_at} looked at, not all"]
+        verdict.notes += [f"{name}: {note}" for note in [*unseen, *survey.notes]]
+    if len(surveys) > 1:
+        verdict.notes += notes_on_splits(**surveys)
     return verdict
 
 
-def _survey(source: Batches, domain: object) -> Survey:
+def _survey(name: str, source: Batches, domain: object, statistics: bool) -> Survey:
     __tracebackhide__ = True
     with _inapplicable(ValueError, "no number in any", "finite_data"):
-        return survey_batches(source, domain=domain, max_batches=MAX_BATCHES, seconds=MAX_SECONDS)
+        return survey_batches(
+            source,
+            domain=domain,
+            max_batches=MAX_BATCHES,
+            seconds=MAX_SECONDS,
+            statistics=statistics,
+            name=f"finite_data, {name}",
+        )
 
 
 @contextmanager

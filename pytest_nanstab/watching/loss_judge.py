@@ -141,17 +141,18 @@ class LossJudge:
             name = verdicts.display_name(call.module)
             if call.input_path is not None and not call.input_computed:
                 spot = call.spot or pending.spot
-                finding = verdicts.input_of_step(pending.step, name, call.input_path, call.input_facts, spot)
+                finding = verdicts.input_of_step(pending, name, call.input_path, call.input_facts, spot)
                 made = region.behind([call.args, call.kwargs])
                 region.report(finding, made or pending.made, hint)
                 return
         elif pending.data is not None:
             field, name, facts = pending.data
-            finding = verdicts.input_of_step(pending.step, name, field, facts, pending.spot)
+            finding = verdicts.input_of_step(pending, name, field, facts, pending.spot)
             made = region.behind([fed[1:3] for fed in region.outputs.recent.values()])
             region.report(finding, made or pending.made, hint)
             return
-        extra = {"batch": pending.batch} if pending.batch is not None else {}
+        # Without a driver that counts them, a batch is what one backward was called for: told where data are to blame.
+        extra = {"batch": pending.batch} if pending.batch is not None else {"backward": pending.backwards}
         region.report(verdicts.loss(pending, name, **extra), pending.made, hint)
 
     # -- outputs -----------------------------------------------------------------------------------------------------

@@ -217,6 +217,14 @@ class OutputWatch:
                 return module, args, kwargs
         return None
 
+    def fed(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that outermost calls with gradients on were fed with, by a name for people."""
+        for reference, args, kwargs, _ in list(self.recent.values()):
+            module = reference()
+            if module is not None:
+                for path, tensor in _named_inputs(args, kwargs):
+                    yield f"{path} of {type(module).__name__}", tensor
+
     def entered(self) -> Entered | None:
         """The user's function that a trainer has called and that made the last such call."""
         return next((fed[3] for fed in reversed(list(self.recent.values())) if fed[3] is not None), None)

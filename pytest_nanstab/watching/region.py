@@ -148,6 +148,8 @@ class Region:
         for context in (torch.no_grad, torch.inference_mode):
             self._patches.attribute(context, "__enter__", hotpath.entering(self))
         self._patches.attribute(nn.Module, "train", hotpath.switching(self))
+        if self.tracing is not None:  # what a step was fed with is forgotten when it is counted
+            self._patches.handle(register_optimizer_step_pre_hook(self.tracing.before_counting(self)))
         self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
         if self._wants_post_hook():
             self._patches.handle(register_optimizer_step_post_hook(self._after_step))

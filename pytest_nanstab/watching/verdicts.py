@@ -49,8 +49,9 @@ def loss(pending: PendingLoss, module: str | None, **extra: Any) -> Finding:
     )
 
 
-def input_of_step(step: int, name: str, field: str, facts: dict[str, Any], spot: Spot) -> Finding:
+def input_of_step(pending: PendingLoss, name: str, field: str, facts: dict[str, Any], spot: Spot) -> Finding:
     """The data of a training step held NaN or Inf before the model touched it."""
+    step, batch = pending.step, pending.batch if pending.batch is not None else pending.backwards
     return Finding(
         kind="nonfinite-input",
         message=f"{_word_of(facts)} in the data of step {step}, {field} of {name}",
@@ -58,7 +59,7 @@ def input_of_step(step: int, name: str, field: str, facts: dict[str, Any], spot:
         phase="data",
         module=name,
         source=shown(spot),
-        evidence={"tensor": field, "field": field, **facts},
+        evidence={"batch": batch, "tensor": field, "field": field, **facts},
         cause="it was there before the model was called: in the batch, or made on its way to the model",
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )

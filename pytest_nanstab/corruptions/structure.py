@@ -1,0 +1,96 @@
+"""Corruptions of what a sample consists of: no row, one row, a sequence of length 0."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_nanstab.batches import trees
+from pytest_nanstab.corruptions import rows as row_sets
+from pytest_nanstab.corruptions.images import is_image
+from pytest_nanstab.corruptions.model import Recipe
+
+_LENGTHS = re.compile(r"(^|_)(len|length|lengths|lens)$", re.IGNORECASE)
+_MASK = re.compile(r"mask$", re.IGNORECASE)
+
+
+def of_rows(sample: Any) -> Iterator[Recipe]:
+    """An empty batch and a batch of one row, where all parts of the sample share their rows."""
+    rows = row_sets.count_rows(sample)
+    if rows is None or rows < 2 or _is_one_value(sample):
+        return
+    middle = rows // 2
+    yield Recipe("empty batch", "all rows gone", False, lambda: taken(sample, []), (), "rows", ())
+    yield Recipe("single row", f"row {middle} alone", False, lambda: taken(sample, [middle]), (), "rows", (middle,))
+
+
+def taken(sample: Any, rows: Sequence[int]) -> Any:
+    """These rows of a sample, copied; a tuple of rows stays a tuple."""
+    made = row_sets.take(sample, rows)
+    return made.clone() if isinstance(made, torch.Tensor) else made
+
+
+def _is_one_value(sample: Any) -> bool:
+    """An image's first dimension is its channels or its height, no rows."""
+    return is_image(sample) and len(sample.shape) == 3
+
+
+# --- lengths
+
+
+def of_ragged(items: list[Any]) -> Iterator[Recipe]:
+    """One empty sequence in a list of sequences; those of one common length are rows of a table."""
+    sizes = {_size(item) for item in items}
+    if len(items) < 2 or None in sizes or len(sizes) < 2:
+        return
+    middle = len(items) // 2
+
+    def make() -> Any:
+        return [item[:0] if number == middle else item for number, item in enumerate(taken(items, range(len(items))))]
+
+    yield Recipe("sequence of length 0", f"row {middle}", False, make, (middle,), "length")
+
+
+def _size(item: Any) -> int | None:
+    if isinstance(item, (list, np.ndarray, torch.Tensor)) and getattr(item, "ndim", 1) > 0:
+        return len(item)
+    return None
+
+
+def of_field(path: trees.Path, leaf: Any) -> Iterator[Recipe]:
+    """A length of 0 in a field of lengths, and a row of a mask in which nothing, or nothing else, is left."""
+    name = str(path[-1]) if path else ""
+    if not isinstance(leaf, (np.ndarray, torch.Tensor)) or leaf.ndim == 0 or len(leaf) == 0:
+        return
+    row = len(leaf) // 2
+    if _LENGTHS.search(name) and leaf.ndim == 1 and _is_whole(leaf) and bool((leaf > 0).all()):
+        place = f"element [{row}]"
+        yield Recipe("sequence of length 0", place, False, lambda: _with(leaf, row, 0), (row,), "length")
+    elif _MASK.search(name) and leaf.ndim == 2 and _is_binary(leaf):
+        # Whether a 1 says "valid" or "padding" differs from library to library.
+        for word, value in (("False", 0), ("True", 1)):
+            make = partial(_with, leaf, row, value)
+            yield Recipe(f"mask all {word}", f"row {row}", False, make, (row,), "length")
+
+
+def _with(leaf: Any, row: int, value: int) -> Any:
+    changed = leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy()
+    changed[row] = value
+    return changed
+
+
+def _is_whole(leaf: Any) -> bool:
+    if isinstance(leaf, torch.Tensor):
+        return not leaf.is_floating_point() and not leaf.is_complex() and leaf.dtype is not torch.bool
+    return leaf.dtype.kind in "iu"
+
+
+def _is_binary(leaf: Any) -> bool:
+    if leaf.dtype in (torch.bool, np.bool_):
+        return True
+    return bool(((leaf == 0) | (leaf == 1)).all())
