@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -149,6 +149,6 @@ def _place(words: str, path: trees.Path) -> str:
     return f"{words} of {field}" if words else field
 
 
-def _rows(sample: Any, path: trees.Path, rows: tuple[int, ...]) -> tuple[int, ...]:
+def _rows(sample: Any, path: trees.Path, rows: Sequence[int]) -> Sequence[int]:
     """In a list of records the record is the row."""
     return (path[0],) if path and isinstance(sample, list) else rows

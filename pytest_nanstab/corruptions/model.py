@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -57,15 +57,15 @@ class Recipe:
     place: str
     invalid: bool
     make: Callable[[], Any] = field(repr=False)
-    rows: tuple[int, ...] = field(default=(), repr=False)
+    rows: Sequence[int] = field(default=(), repr=False)
     family: Family = field(default="own", repr=False)
     kept: tuple[int, ...] | None = field(default=None, repr=False)
 
     def made(self) -> Corruption:
         """The corruption with a copy of the sample of its own."""
-        return Corruption(self.name, self.place, self.invalid, self.make(), self.rows, self.family, self.kept)
+        return Corruption(self.name, self.place, self.invalid, self.make(), tuple(self.rows), self.family, self.kept)
 
-    def within(self, make: Callable[[Any], Any], place: str, rows: tuple[int, ...]) -> Recipe:
+    def within(self, make: Callable[[Any], Any], place: str, rows: Sequence[int]) -> Recipe:
         """The same inside a larger sample, which `make` builds around the corrupted part."""
         part = self.make
         return replace(self, make=lambda: make(part()), place=place, rows=rows)

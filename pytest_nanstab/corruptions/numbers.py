@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 
 from pytest_nanstab.corruptions.model import Recipe
-from pytest_nanstab.corruptions.places import Bools, Place, columns_of, few, places, rows_of
+from pytest_nanstab.corruptions.places import Box, Place, column, columns_of, element, everywhere, few, places, row
 
 Array = npt.NDArray[Any]
-Put = Callable[[Bools, Any], Any]  # (where, value or values) -> the corrupted copy
+Put = Callable[[Box, Any], Any]  # (where, value) -> the corrupted copy
 NONFINITE = (("NaN", math.nan), ("+Inf", math.inf), ("-Inf", -math.inf))
 MAGNITUDES = (
     ("1e5 (beyond float16)", 1e5),
@@ -35,9 +35,9 @@ _SMALL_CODES = 1000  # whole numbers below it may be labels, indices or lengths,
 def of_array(array: Array) -> Iterator[Recipe]:
     """Corruptions of a numpy array of numbers or times; nothing for the other kinds."""
 
-    def put(mask: Bools, value: Any) -> Array:
+    def put(where: Box, value: Any) -> Array:
         changed = copy.deepcopy(array)
-        changed[mask] = value
+        changed[where] = value
         return changed
 
     kind = array.dtype.kind
@@ -57,9 +57,8 @@ def of_tensor(tensor: torch.Tensor) -> Iterator[Recipe]:
     if tensor.layout is not torch.strided or tensor.dtype is torch.bool or tensor.device.type == "meta":
         return
 
-    def put(mask: Bools, value: Any) -> torch.Tensor:
+    def put(where: Box, value: Any) -> torch.Tensor:
         changed = tensor.detach().clone()
-        where = torch.from_numpy(mask).to(tensor.device)
         changed[where] = torch.as_tensor(value, dtype=tensor.dtype, device=tensor.device)
         return changed.requires_grad_(tensor.requires_grad)
 
@@ -96,66 +95,54 @@ def _plain(array: Array) -> Array:
 
 def floats(values: Array, limit: float, put: Put) -> Iterator[Recipe]:
     """Everything floating numbers can suffer: `values` are the good ones in float64, `limit` the dtype's largest."""
-    masks = places(values.shape)
-    yield from nonfinite(masks, put)
-    yield from _almost_all_missing(values.shape, put)
+    shape = values.shape
+    found = places(shape)
+    yield from nonfinite(found, put)
+    yield from _almost_all_missing(shape, put)
     for name, value in MAGNITUDES:
         if value <= limit:
-            yield from (_legal(name, (place, mask), put, value, "magnitude") for place, mask in few(masks))
-    for place, mask, column in _columns(values):
-        yield from _of_column(place, mask, column, limit, put)
-    if values.ndim == 2 and values.size and values.shape[1] > 1 and float(values.min()) >= 0:
-        row = np.zeros(values.shape, dtype=bool)
-        row[values.shape[0] // 2] = True
-        yield _legal("zero", (f"row {values.shape[0] // 2}", row), put, 0.0, "sign")
+            yield from (_legal(name, place, put, value, "magnitude") for place in few(found))
+    if len(shape) == 2:
+        for at in columns_of(shape):
+            yield from _of_column(column(shape, at), element(shape, (shape[0] // 2, at)), values, limit, put)
+    elif values.size:
+        yield from _of_column(everywhere(shape), found[0], values, limit, put)
+    if len(shape) == 2 and values.size and shape[1] > 1 and float(values.min()) >= 0:
+        yield _legal("zero", row(shape, shape[0] // 2), put, 0.0, "sign")
 
 
-def nonfinite(masks: list[Place], put: Put) -> Iterator[Recipe]:
+def nonfinite(found: list[Place], put: Put) -> Iterator[Recipe]:
     """NaN at every place; the infinities in single values, one row, one column and everywhere."""
-    whole = [place for place, _ in masks if place.startswith("column")]
-    middle = whole[len(whole) // 2] if whole else ""
-    for place, mask in masks:
+    columns = [place for place in found if place.words.startswith("column")]
+    others = columns[: len(columns) // 2] + columns[len(columns) // 2 + 1 :]
+    for place in found:
         for name, value in NONFINITE:
-            if name == "NaN" or place not in whole or place == middle:
-                yield _recipe(name, (place, mask), put, value)
+            if name == "NaN" or place not in others:
+                yield _recipe(name, place, put, value)
 
 
 def _almost_all_missing(shape: tuple[int, ...], put: Put) -> Iterator[Recipe]:
-    if len(shape) > 2 or not shape or shape[0] < 3:
+    if len(shape) not in (1, 2) or shape[0] < 3:
         return
-    columns: list[int] | list[None] = columns_of(shape) or [None]
-    for column in columns:
-        mask = np.ones(shape, dtype=bool) if column is None else _column_mask(shape, column)
-        mask[-1] = False
-        place = "all rows but the last" if column is None else f"column {column}"
-        yield _recipe("NaN in all but one", (place, mask), put, math.nan)
+    for whole in [column(shape, at) for at in columns_of(shape)] or [
+        Place("all rows but the last", (slice(0, shape[0]),))
+    ]:
+        but_one = Place(whole.words, (slice(0, shape[0] - 1), *whole.index[1:]))
+        yield _recipe("NaN in all but one", but_one, put, math.nan)
 
 
-def _columns(values: Array) -> Iterator[tuple[str, Bools, Array]]:
-    """(place, mask, values) of what belongs together: each column of a table, anything else as a whole."""
-    for column in columns_of(values.shape):
-        yield f"column {column}", _column_mask(values.shape, column), values[:, column]
-    if values.ndim != 2 and values.size:
-        yield "everywhere" if values.ndim else "", np.ones(values.shape, dtype=bool), values.ravel()
-
-
-def _column_mask(shape: tuple[int, ...], column: int) -> Bools:
-    mask = np.zeros(shape, dtype=bool)
-    mask[:, column] = True
-    return mask
-
-
-def _of_column(place: str, mask: Bools, column: Array, limit: float, put: Put) -> Iterator[Recipe]:
-    known = column[np.isfinite(column)]
+def _of_column(whole: Place, one: Place, values: Array, limit: float, put: Put) -> Iterator[Recipe]:
+    """What a column, or an array that is no table, can suffer as a whole, or in one of its values."""
+    numbers = values[whole.index]
+    known = numbers[np.isfinite(numbers)]
     if not known.size:
         return
-    spot, one = _one_of(mask)
     outlier = OUTLIER * (float(np.abs(known).max()) or 1.0)
     if outlier <= limit:
-        yield _legal("outlier (1e6 times the largest)", (spot, one), put, outlier, "magnitude")
-    if column.size > 1 and known.min() != known.max():
-        yield _legal("constant", (place, mask), put, float(known[0]), "constant")
-    yield from signs(known, lambda name, value: _legal(name, (spot, one), put, value, "sign"))
+        yield _legal("outlier (1e6 times the largest)", one, put, outlier, "magnitude")
+    if known.size > 1 and known.min() != known.max():
+        yield _legal("constant", whole, put, float(known.flat[0]), "constant")
+    yield from signs(known, lambda name, value: _legal(name, one, put, value, "sign"))
 
 
 def signs(known: Array, recipe: Callable[[str, float], Recipe]) -> Iterator[Recipe]:
@@ -165,15 +152,6 @@ def signs(known: Array, recipe: Callable[[str, float], Recipe]) -> Iterator[Reci
         yield recipe("zero", 0.0)
     if low >= 0 and not np.isin(known, (0.0, 1.0)).all():
         yield recipe("negative", -float(np.median(known)) or -float(known.max()))
-
-
-def _one_of(mask: Bools) -> Place:
-    """The middle one of the values that a mask covers."""
-    where = np.argwhere(mask)
-    index = tuple(int(i) for i in where[len(where) // 2])
-    one = np.zeros(mask.shape, dtype=bool)
-    one[index] = True
-    return (f"element {list(index)}" if index else ""), one
 
 
 # --- whole numbers
@@ -186,20 +164,18 @@ def integers(values: Array, limit: int, put: Put, *, codes: bool) -> Iterator[Re
     """
     if not values.size or (codes and int(np.abs(values).max()) < _SMALL_CODES):
         return
-    middle = few(places(values.shape))[:1]
+    middle = places(values.shape)[0]
     for name, value in WHOLE:
         if value <= limit:
-            yield from (_legal(name, (place, mask), put, value, "integer") for place, mask in middle)
+            yield _legal(name, middle, put, value, "integer")
 
 
 # --- recipes
 
 
 def _recipe(name: str, place: Place, put: Put, value: Any, family: Any = "nonfinite") -> Recipe:
-    words, mask = place
-    return Recipe(name, words, True, partial(put, mask, value), rows_of(mask), family)
+    return Recipe(name, place.words, True, partial(put, place.index, value), place.rows, family)
 
 
 def _legal(name: str, place: Place, put: Put, value: Any, family: Any) -> Recipe:
-    words, mask = place
-    return Recipe(name, words, False, partial(put, mask, value), rows_of(mask), family)
+    return Recipe(name, place.words, False, partial(put, place.index, value), place.rows, family)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pytest_nanstab.corruptions.model import Recipe
-from pytest_nanstab.corruptions.places import Place, places, rows_of
+from pytest_nanstab.corruptions.places import Place, places
 
 LONG = 100_000
 _BOM = "\ufeff"
@@ -107,7 +107,7 @@ def of_text(leaf: str | bytes) -> Iterator[Recipe]:
 
 def of_texts(leaf: list[Any]) -> Iterator[Recipe]:
     """Corruptions of a list of texts, which are rows."""
-    yield from _Texts(leaf, lambda items: items).recipes(places((len(leaf),)), gaps=True)
+    yield from _Texts(leaf, (len(leaf),), lambda items: items).recipes(gaps=True)
 
 
 def of_text_array(array: npt.NDArray[Any]) -> Iterator[Recipe]:
@@ -121,7 +121,7 @@ def of_text_array(array: npt.NDArray[Any]) -> Iterator[Recipe]:
         # The fixed width of a numpy text array would cut the longer text off again.
         return shaped.astype(str if array.dtype.kind == "U" else array.dtype) if fixed else shaped
 
-    yield from _Texts(array.ravel().tolist(), whole).recipes(places(array.shape), gaps=not fixed)
+    yield from _Texts(array.ravel().tolist(), array.shape, whole).recipes(gaps=not fixed)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,13 @@ class _Texts:
     """The items of a list or an array, and how it is built of them."""
 
     items: list[Any]
+    shape: tuple[int, ...]
     whole: Callable[[list[Any]], Any]
 
-    def recipes(self, masks: list[Place], *, gaps: bool) -> Iterator[Recipe]:
+    def recipes(self, *, gaps: bool) -> Iterator[Recipe]:
         """A gap at every place where it fits, and every change where there are texts."""
-        for number, place in enumerate(masks):
-            hit = [item for item, bad in zip(self.items, place[1].ravel(), strict=True) if bad]
+        for number, place in enumerate(places(self.shape)):
+            hit = [item for item, bad in zip(self.items, self._mask(place), strict=True) if bad]
             if gaps and any(item is not None for item in hit):
                 yield self.changed("None", _gap, place, "missing")
             if not all(isinstance(item, (str, bytes)) for item in hit):
@@ -148,12 +149,16 @@ class _Texts:
     def changed(
         self, name: str, change: Callable[[Any], Any], place: Place, family: Any, *, invalid: bool = True
     ) -> Recipe:
-        """The items under the mask changed, the others copied."""
-        words, mask = place
-        return Recipe(name, words, invalid, partial(self._made, change, mask.ravel()), rows_of(mask), family)
+        """The items at a place changed, the others copied."""
+        return Recipe(name, place.words, invalid, partial(self._made, change, place), place.rows, family)
 
-    def _made(self, change: Callable[[Any], Any], chosen: Any) -> Any:
-        pairs = zip(self.items, chosen, strict=True)
+    def _mask(self, place: Place) -> npt.NDArray[np.bool_]:
+        mask = np.zeros(self.shape, dtype=bool)
+        mask[place.index] = True
+        return mask.ravel()
+
+    def _made(self, change: Callable[[Any], Any], place: Place) -> Any:
+        pairs = zip(self.items, self._mask(place), strict=True)
         return self.whole([change(item) if bad else copy.deepcopy(item) for item, bad in pairs])
 
 
