@@ -33,7 +33,11 @@ def test_every_column_of_a_table_loses_a_value():
     """A defect in one column is met: NaN and infinities go to a value of each, NaN to each as a whole."""
     places = {(recipe.name, recipe.place) for recipe in recipes(table())}
     for column in range(3):
-        assert {("NaN", f"element [2, {column}]"), ("-Inf", f"element [2, {column}]"), ("NaN", f"column {column}")} <= places
+        assert {
+            ("NaN", f"element [2, {column}]"),
+            ("-Inf", f"element [2, {column}]"),
+            ("NaN", f"column {column}"),
+        } <= places
         assert ("NaN in all but one", f"column {column}") in places
         assert ("constant", f"column {column}") in places
 
@@ -158,7 +162,11 @@ def test_one_image_has_no_rows():
 def test_sequences_of_length_zero():
     """In lists of unequal sequences, in fields of lengths, and in masks."""
     assert made([[1, 2], [3], [4, 5, 6]], "sequence of length 0") == [[1, 2], [], [4, 5, 6]]
-    batch = {"x": torch.rand(4, 3, 2), "lengths": torch.tensor([3, 2, 1, 3]), "mask": torch.ones(4, 3, dtype=torch.bool)}
+    batch = {
+        "x": torch.rand(4, 3, 2),
+        "lengths": torch.tensor([3, 2, 1, 3]),
+        "mask": torch.ones(4, 3, dtype=torch.bool),
+    }
     assert made(batch, "sequence of length 0")["lengths"].tolist() == [3, 2, 0, 3]
     assert not made(batch, "mask all False")["mask"][2].any()
     assert "sequence of length 0" not in names([[1.0, 2.0], [3.0, 4.0]])

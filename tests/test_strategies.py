@@ -18,11 +18,11 @@ from legality import TRANSLATION, assert_legal_translation, outside
 
 from pytest_nanstab.batches.boundary import boundary_batches
 from pytest_nanstab.batches.build import describe, kinds_of, realise
-from pytest_nanstab.corruptions.catalogue import all_corruptions
-from pytest_nanstab.corruptions.model import Corruption
 from pytest_nanstab.batches.drawing import described_from_spec
 from pytest_nanstab.batches.layout import plan
 from pytest_nanstab.batches.recipe import LEVELS, REGIONS, Described, Description, Recipe
+from pytest_nanstab.corruptions.catalogue import all_corruptions
+from pytest_nanstab.corruptions.model import Corruption
 from pytest_nanstab.strategies import TensorSpec, corruptions, from_batch, from_spec
 
 QUICK = settings(max_examples=40, deadline=None, database=None, derandomize=True)

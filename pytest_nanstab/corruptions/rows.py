@@ -77,6 +77,12 @@ def as_array(leaf: Any) -> np.ndarray[Any, Any]:
     return np.asarray(leaf.to_numpy() if hasattr(leaf, "to_numpy") else leaf)
 
 
+def flat(leaf: Any) -> list[Any]:
+    """The items of an array or a column, of an array of several dimensions too."""
+    items: list[Any] = (leaf.ravel() if isinstance(leaf, np.ndarray) else leaf).tolist()
+    return items
+
+
 def _same_array(left: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> bool:
     if left.shape != right.shape:
         return False

@@ -14,12 +14,14 @@ import numpy as np
 from pytest_nanstab.batches import trees
 from pytest_nanstab.checks import _numbers
 from pytest_nanstab.checks._leaves import Leaf, library, numeric_leaves
+from pytest_nanstab.corruptions import rows as row_sets
 from pytest_nanstab.corruptions.model import Corruption
 from pytest_nanstab.corruptions.numbers import WHOLE
 from pytest_nanstab.corruptions.rows import as_array
 from pytest_nanstab.pipelines.outputs import Leak, place_of
 
 _SCALED = ("magnitude", "image", "sign")
+_EXACT = 2.0**52  # float64 holds every whole number up to here
 _CAST = ("nonfinite", "missing", "magnitude")
 
 
@@ -52,7 +54,10 @@ def _wrapped_after_scaling(sample: Any, clean: Any, output: Any, corrupted: Any)
         return None
     info = np.iinfo(made.dtype)
     expected = scale * given.astype(np.float64) + offset
-    wrapped = ((expected > info.max + 1) & (made != info.max)) | ((expected < info.min - 1) & (made != info.min))
+    outside = ((expected > info.max + 1) | (expected < info.min - 1)) & (np.abs(expected) < _EXACT)
+    # What is outside may have been clipped; a cast has wrapped it where the two differ by whole turns.
+    turned = np.where(outside, np.rint(expected) - made, 1.0) % 2.0**info.bits
+    wrapped = outside & (np.minimum(turned, 2.0**info.bits - turned) <= 1)
     if not wrapped.any():
         return None
     first = tuple(np.argwhere(wrapped)[0].tolist())
@@ -123,6 +128,6 @@ def _items(node: Any) -> Iterator[Any]:
         for at in range(node.shape[1]):
             yield from _items(node.iloc[:, at])
     elif str(getattr(node, "dtype", "")).startswith(("object", "str", "<U")):
-        yield from node.tolist()
+        yield from row_sets.flat(node)
     elif isinstance(node, str):
         yield node

@@ -12,6 +12,7 @@ import torch
 from pytest_nanstab.batches import trees
 from pytest_nanstab.checks._leaves import Leaf, library, numeric_leaves
 from pytest_nanstab.checks._numbers import Damage, damage_of, extent, is_float
+from pytest_nanstab.corruptions.rows import flat
 
 if TYPE_CHECKING:
     from pytest_nanstab.pipelines.permissions import Allowance
@@ -126,7 +127,7 @@ def _bad_texts(path: str, node: Any, kinds: Any) -> Iterator[str]:
         for label in node.columns:
             yield from _bad_texts(str(label), node[label].to_list(), kinds)
     elif str(getattr(node, "dtype", "")).startswith(("object", "str", "<U", "|S")):
-        for item in node.tolist():
+        for item in flat(node):
             if isinstance(item, kinds):
                 yield from _bad_texts(path, item, kinds)
 

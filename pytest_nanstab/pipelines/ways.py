@@ -52,7 +52,8 @@ def ways(pipeline: Any, sample: Any) -> list[Way]:
     if callable(getattr(pipeline, "transform", None)) and (hasattr(pipeline, "fit") or _fits_at_once(pipeline)):
         return _of_estimator(pipeline, sample)
     if is_source(pipeline):
-        return [Way("", lambda: _holding(Holder(pipeline, sample)))]
+        holder = Holder(pipeline, sample)
+        return [Way("", lambda: _holding(holder))]
     if callable(pipeline):
         return [Way("", lambda: _calling(pipeline))]
     kind = type(pipeline).__name__
