@@ -49,14 +49,16 @@ def test_wide_tables_are_not_gone_through_column_by_column():
 
 def test_zero_and_negative_only_where_they_are_new():
     """Zero goes where all was positive, a negative value where nothing was negative; 0 and 1 are answers."""
-    signs = {recipe.place for recipe in recipes(table()) if recipe.family == "sign"}
-    assert signs == {"element [2, 0]"}
-    assert {recipe.name for recipe in recipes(np.array([3.0, 0.0, 2.0])) if recipe.family == "sign"} == {"negative"}
+    signs = {(recipe.name, recipe.place) for recipe in recipes(table()) if recipe.family == "sign"}
+    assert signs == {("zero", "element [2, 0]"), ("negative", "element [2, 0]"), ("zero", "row 2")}
+    signs = {(recipe.name, recipe.place) for recipe in recipes(np.array([3.0, 0.0, 2.0])) if recipe.family == "sign"}
+    assert signs == {("negative", "element [1]"), ("zero", "everywhere")}
 
 
 def test_a_row_of_zeros_among_amounts():
-    """Where nothing is negative a whole record can be zero: a rate of it is 0 / 0."""
-    assert made(np.abs(table()) + 1, "zero", "row 2")[2].tolist() == [0.0, 0.0, 0.0]
+    """A whole record can be zero, or one value all along: a rate of it, or its own z-score, is 0 / 0."""
+    assert made(table(), "zero", "row 2")[2].tolist() == [0.0, 0.0, 0.0]
+    assert len(set(made(table(), "constant", "row 2")[2])) == 1
 
 
 def test_all_but_one_value_missing():
@@ -67,12 +69,13 @@ def test_all_but_one_value_missing():
 
 
 def test_whole_numbers_of_tables_overflow_and_small_codes_do_not():
-    """A float32 does not hold 2**24 + 1, an int32 not 2**31; labels are left alone: a one-hot of them would be huge."""
+    """A float32 does not hold 2**24 + 1; a label is one that nothing is allocated for; 0 and 1 are left alone."""
     counts = np.array([[1, 20], [3, 4]])
-    assert {"2**24 + 1 (no float32)", "2**31 (beyond int32)", "2**63 - 1 (the largest int64)"} <= names(counts)
-    assert "2**31 (beyond int32)" not in names(counts.astype(np.int32))
-    assert not any("2**" in name for name in names({"x": np.ones((2, 2)), "y": np.array([0, 1])}))
-    assert not any("2**" in name for name in names(torch.tensor([0, 1, 2])))
+    assert {"2**24 + 1 (no float32)", "2**40 + 1 (beyond int32)", "2**63 - 1 (the largest int64)"} <= names(counts)
+    assert "2**40 + 1 (beyond int32)" not in names(counts.astype(np.int32))
+    assert [name for name in names({"y": np.array([0, 1, 2])}) if "2**" in name] == ["2**40 + 1 (beyond int32)"]
+    assert not any("2**" in name for name in names({"mask": torch.tensor([0, 1, 1])}))
+    assert not any("2**" in name for name in names({"lengths": torch.tensor([3, 1, 2])}))
 
 
 def test_frames_hold_texts_among_numbers_unknown_categories_and_odd_indices():
@@ -93,7 +96,7 @@ def test_polars_columns_hold_null_beside_nan():
     found = {(recipe.name, recipe.place): recipe for recipe in recipes(frame)}
     assert found["null", "row 1 of column 'k'"].make()["k"].to_list() == [1, None, 3]
     assert math.isnan(found["NaN", "row 1 of column 'a'"].make()["a"].to_list()[1])
-    assert found["2**31 (beyond int32)", "row 1 of column 'k'"].make()["k"].to_list() == [1, 2**31, 3]
+    assert found["2**40 + 1 (beyond int32)", "row 1 of column 'k'"].make()["k"].to_list() == [1, 2**40 + 1, 3]
     assert not {"duplicate index", "text 'nan'"} & {name for name, _ in found}
     assert made(frame, "empty batch").shape == (0, 3)
     assert made(frame, "single row")["a"].to_list() == [2.0]

@@ -263,11 +263,11 @@ def test_nan_cast_to_whole_numbers():
 
 
 def test_ids_that_do_not_fit_are_seen():
-    """An int32 of 2**31 is negative; float32 rounds 2**24 + 1, which is legal and told."""
+    """An int32 makes 1 of 2**40 + 1; float32 rounds 2**24 + 1, which is legal and told."""
     ids = np.array([[1, 20], [3, 40], [7, 9]])
     words = outcomes(failure(lambda x: x.astype(np.int32), ids, policy="reject"))
-    assert words["2**31 (beyond int32)", "element [1, 1]"] == (
-        "let through: 2147483648 became -2147483648, row 1, column 1"
+    assert words["2**40 + 1 (beyond int32)", "element [1, 1]"] == (
+        "let through: 1099511627777 became 1, row 1, column 1"
     )
     words = outcomes(failure(lambda x: x.astype(np.float16), ids, policy="reject"))
     assert words["2**24 + 1 (no float32)", "element [1, 1]"].startswith("let through: Inf")

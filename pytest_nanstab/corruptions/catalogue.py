@@ -36,11 +36,19 @@ def recipes(sample: Any) -> list[Recipe]:
 
 def _recipes(sample: Any) -> Iterator[Recipe]:
     for path, leaf in _targets(sample):
-        for recipe in (*_of_leaf(leaf), *structure.of_field(path, leaf)):
+        special = list(structure.of_field(path, leaf))
+        # A length of 2**40 is nothing that a loop over it comes back from.
+        usual = () if special and special[0].name == structure.EMPTY else _of_leaf(leaf)
+        gap = [Recipe("None", "", True, _nothing, (), "missing")] if path and isinstance(leaf, float) else []
+        for recipe in (*usual, *special, *gap):
             yield recipe.within(
                 partial(_replaced, sample, path), _place(recipe.place, path), _rows(sample, path, recipe.rows)
             )
     yield from structure.of_rows(sample)
+
+
+def _nothing() -> None:
+    """What a record has for a number that is missing."""
 
 
 def _targets(node: Any, path: trees.Path = ()) -> Iterator[tuple[trees.Path, Any]]:

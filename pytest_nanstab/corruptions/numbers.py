@@ -25,11 +25,11 @@ MAGNITUDES = (
 )
 WHOLE = (
     ("2**24 + 1 (no float32)", 2**24 + 1),
-    ("2**31 (beyond int32)", 2**31),
+    ("2**40 + 1 (beyond int32)", 2**40 + 1),
     ("2**63 - 1 (the largest int64)", 2**63 - 1),
 )
 OUTLIER = 1e6  # times the largest magnitude of its column
-_SMALL_CODES = 1000  # whole numbers below it may be labels, indices or lengths, which a huge one would turn into memory
+_SMALL_CODES = 1000  # whole numbers below it may be labels or indices: what is made of them grows with the largest
 
 
 def of_array(array: Array) -> Iterator[Recipe]:
@@ -107,8 +107,20 @@ def floats(values: Array, limit: float, put: Put) -> Iterator[Recipe]:
             yield from _of_column(column(shape, at), element(shape, (shape[0] // 2, at)), values, limit, put)
     elif values.size:
         yield from _of_column(everywhere(shape), found[0], values, limit, put)
-    if len(shape) == 2 and values.size and shape[1] > 1 and float(values.min()) >= 0:
-        yield _legal("zero", row(shape, shape[0] // 2), put, 0.0, "sign")
+    if len(shape) > 1 and values.size and math.prod(shape[1:]) > 1:
+        # An empty record, silence, or one value all along: whatever is divided by the scale of a row.
+        yield from _flat(row(shape, shape[0] // 2), values, put)
+    elif values.size > 1 and values.any():
+        yield _legal("zero", everywhere(shape), put, 0.0, "sign")
+
+
+def _flat(place: Place, values: Array, put: Put) -> Iterator[Recipe]:
+    """All zero, and all the same, where it is not so already."""
+    there = values[place.index]
+    if there.any():
+        yield _legal("zero", place, put, 0.0, "sign")
+    if there.min() != there.max():
+        yield _legal("constant", place, put, float(there.flat[0]), "constant")
 
 
 def nonfinite(found: list[Place], put: Put) -> Iterator[Recipe]:
@@ -158,16 +170,34 @@ def signs(known: Array, recipe: Callable[[str, float], Recipe]) -> Iterator[Reci
 
 
 def integers(values: Array, limit: int, put: Put, *, codes: bool) -> Iterator[Recipe]:
-    """Whole numbers that narrower types cannot hold; `codes`: small ones may be labels or lengths, and are left alone.
+    """Whole numbers that narrower types cannot hold, and amounts that are zero, negative or constant.
 
-    A float32 holds whole numbers up to 2**24, IEEE 754's 24 bits of significand.
+    A float32 holds whole numbers up to 2**24, IEEE 754's 24 bits of significand. With `codes`, small numbers may be
+    labels: of a number so large that nothing can be allocated for it, they suffer a cast only.
     """
-    if not values.size or (codes and int(np.abs(values).max()) < _SMALL_CODES):
+    if not values.size or np.isin(values, (0, 1)).all():
         return
     middle = places(values.shape)[0]
+    if codes and int(np.abs(values).max()) < _SMALL_CODES:
+        name, value = WHOLE[1]
+        if value <= limit:
+            yield _legal(name, middle, put, value, "integer")
+        return
     for name, value in WHOLE:
         if value <= limit:
             yield _legal(name, middle, put, value, "integer")
+    for at in columns_of(values.shape):
+        one = element(values.shape, (values.shape[0] // 2, at))
+        yield from _of_whole_column(column(values.shape, at), one, values, put)
+
+
+def _of_whole_column(whole: Place, one: Place, values: Array, put: Put) -> Iterator[Recipe]:
+    known = values[whole.index].astype(np.float64)
+    if known.min() != known.max():
+        yield _legal("constant", whole, put, int(known.flat[0]), "constant")
+    for recipe in signs(known, lambda name, value: _legal(name, one, put, round(value), "sign")):
+        if recipe.name == "zero" or values.dtype.kind == "i":
+            yield recipe
 
 
 # --- recipes

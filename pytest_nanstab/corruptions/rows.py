@@ -63,6 +63,8 @@ def same_rows(left: Any, right: Any) -> bool:
         return len(first) == len(second) and all(
             a == b and same_rows(x, y) for (a, x), (b, y) in zip(first, second, strict=True)
         )
+    if trees.is_node(left) or trees.is_node(right):
+        return False
     return _same_array(np.asarray(left), np.asarray(right))
 
 

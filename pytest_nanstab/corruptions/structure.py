@@ -15,7 +15,8 @@ from pytest_nanstab.corruptions import rows as row_sets
 from pytest_nanstab.corruptions.images import is_image
 from pytest_nanstab.corruptions.model import Recipe
 
-_LENGTHS = re.compile(r"(^|_)(len|length|lengths|lens)$", re.IGNORECASE)
+LENGTHS = re.compile(r"(^|_)(len|length|lengths|lens)$", re.IGNORECASE)
+EMPTY = "sequence of length 0"
 _MASK = re.compile(r"mask$", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ def of_ragged(items: list[Any]) -> Iterator[Recipe]:
     def make() -> Any:
         return [item[:0] if number == middle else item for number, item in enumerate(taken(items, range(len(items))))]
 
-    yield Recipe("sequence of length 0", f"row {middle}", False, make, (middle,), "length")
+    yield Recipe(EMPTY, f"row {middle}", False, make, (middle,), "length")
 
 
 def _size(item: Any) -> int | None:
@@ -68,9 +69,9 @@ def of_field(path: trees.Path, leaf: Any) -> Iterator[Recipe]:
     if not isinstance(leaf, (np.ndarray, torch.Tensor)) or leaf.ndim == 0 or len(leaf) == 0:
         return
     row = len(leaf) // 2
-    if _LENGTHS.search(name) and leaf.ndim == 1 and _is_whole(leaf) and bool((leaf > 0).all()):
+    if LENGTHS.search(name) and leaf.ndim == 1 and _is_whole(leaf) and bool((leaf > 0).all()):
         place = f"element [{row}]"
-        yield Recipe("sequence of length 0", place, False, lambda: _with(leaf, row, 0), (row,), "length")
+        yield Recipe(EMPTY, place, False, lambda: _with(leaf, row, 0), (row,), "length")
     elif _MASK.search(name) and leaf.ndim == 2 and _is_binary(leaf):
         # Whether a 1 says "valid" or "padding" differs from library to library.
         for word, value in (("False", 0), ("True", 1)):

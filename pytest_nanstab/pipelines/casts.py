@@ -88,18 +88,17 @@ def _first(clean: Any, output: Any, made_of: Any, words: str) -> Leak | None:
             continue
         made = made_of(values.dtype)
         bad = values == made if made is not None else np.zeros(values.shape, dtype=bool)
-        if bad.any() and not _was_there(before.get(leaf.field), values, bad):
+        bad &= ~_same_before(before.get(leaf.field), values)
+        if bad.any():
             rows = _numbers.places(leaf, bad, 10)
             return Leak(f"{words} {made}{place_of(leaf, rows['rows'], rows['columns'])}", made=made)
     return None
 
 
-def _was_there(leaf: Leaf | None, values: Any, bad: Any) -> bool:
-    """Whether the clean output has the same numbers at these places."""
-    if leaf is None:
-        return False
-    before = as_array(leaf.values)
-    return before.shape == values.shape and bool((before[bad] == values[bad]).all())
+def _same_before(leaf: Leaf | None, values: Any) -> Any:
+    """Where the clean output has the same number."""
+    before = None if leaf is None else as_array(leaf.values)
+    return before == values if before is not None and before.shape == values.shape else np.zeros(values.shape, bool)
 
 
 def rounding(output: Any, corruption: Corruption) -> str | None:

@@ -6,7 +6,11 @@ from the start passed a check that did not see it, or a repair that did not mend
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
+
+import numpy as np
+import torch
 
 from pytest_nanstab.batches import trees
 from pytest_nanstab.checks._leaves import numeric_leaves
@@ -49,7 +53,9 @@ def _badness(value: Any, *, only_nan: bool, missing: bool, binary: bool) -> Any:
 
 
 def _is_data(value: Any) -> bool:
-    return is_rows(value) or isinstance(value, (float, str, bytes)) or trees.is_node(value)
+    return isinstance(value, (torch.Tensor, np.ndarray, np.generic, float, str, bytes)) or (
+        is_rows(value) or trees.is_node(value)
+    )
 
 
 def _holds_number(value: Any, made: int) -> Any:
@@ -65,32 +71,57 @@ def _holds_number(value: Any, made: int) -> Any:
 # --- which line
 
 
-def line_of(trace: LineTrace, corruption: Corruption, policy: str, *, came_out: bool) -> Spot | None:
+def line_of(trace: LineTrace, corruption: Corruption, policy: str, leak: outputs.Leak | None) -> Spot | None:
     """The line to look at; None where no line of the user's had a hand in it.
 
     Args:
         trace: of the run with the corruption.
         corruption: what was put in.
         policy: "reject": a check that did not see what is no value comes first; "sanitize": a repair does.
-        came_out: whether something bad came out; else it was swallowed.
+        leak: what came out; None where it was swallowed.
     """
-    if not came_out:
-        return _swallowing(trace)
+    if leak is None:
+        return _swallowing(trace, corruption)
     way = _way(trace)
-    came_in = bool(way) and bool(way[0].bad_reads)
-    if corruption.invalid and (came_in or not way):
+    blamed = _blind_line(trace, corruption, policy, way, leak) if corruption.invalid else None
+    return blamed or (way[0].spot if way else _handed_on(trace))
+
+
+def _blind_line(
+    trace: LineTrace, corruption: Corruption, policy: str, way: list[Step], leak: outputs.Leak
+) -> Spot | None:
+    """The check that did not see what is no value, the repair that did not mend it, or the decoder that let it in."""
+    came_in = not way or bool(way[0].bad_reads)
+    if corruption.family == "text":
+        found = [step.spot for step in way if step.line.repairs and step.bad_reads]
+        return found[0] if found else None
+    if policy == "reject":
         checks = [spot for call, step in trace.order if (spot := _checked_at(call, step)) is not None]
-        repairs = [step.spot for step in way if step.line.repairs and step.bad_reads]
-        found = checks if policy == "reject" else repairs
-        if found:
-            return found[-1]
-    return way[0].spot if way else _handed_on(trace)
+        return checks[-1] if checks and came_in else None
+    # What comes out infinite although it was repaired was made too large by the repair.
+    large = leak.damage is not None and bool(leak.damage.inf)
+    steps = way if came_in else [step for _, step in trace.order if large]
+    repairs = [step for step in steps if step.line.repairs and step.bad_reads]
+    return _asked_at(trace, repairs[-1]) if repairs else None
+
+
+def _asked_at(trace: LineTrace, repair: Step) -> Spot:
+    """Where a repair asked which values are bad, when it did so on a line of its own."""
+    call = next(call for call, step in trace.order if step is repair)
+    before = call.steps[: call.steps.index(repair)]
+    for name in repair.line.reads:
+        if name in repair.before:
+            continue
+        maker = next((earlier for earlier in reversed(before) if name in earlier.line.sets), None)
+        if maker is not None and maker.line.asks and maker.bad_reads:
+            return maker.spot
+    return repair.spot
 
 
 def keeping_line(trace: LineTrace) -> Spot | None:
     """The first line that kept something: something bad where that is seen, else anything."""
     bad = [step.spot for _, step in trace.order if any(name.startswith("self.") for name in step.changed)]
-    any_kept = [step.spot for _, step in trace.order if step.line.keeps]
+    any_kept = [step.spot for _, step in trace.order if step.keeps]
     return next(iter([*bad, *any_kept]), None)
 
 
@@ -99,10 +130,24 @@ def stage_of(trace: LineTrace) -> str | None:
     return next((name for name, bad in trace.stages if bad is not None), None)
 
 
-def _swallowing(trace: LineTrace) -> Spot | None:
-    """The last line that computed with something bad: what comes after it is finite again."""
-    found = [step.spot for _, step in trace.order if step.bad_reads and not step.line.is_move and not step.line.is_loop]
-    return found[-1] if found else None
+def _swallowing(trace: LineTrace, corruption: Corruption) -> Spot | None:
+    """The last line that computed with something bad: what comes after it is finite again.
+
+    Where that line raised, it is the handler that went on; a text is swallowed by what decodes or encodes it.
+    """
+    found = [(call, step) for call, step in trace.order if step.bad_reads and not step.line.is_move | step.line.is_loop]
+    if not found:
+        return None
+    inner = [(call, step) for call, step in found if not step.calls]
+    coders = [(call, step) for call, step in inner if step.line.repairs and corruption.family == "text"]
+    found = coders or inner or found
+    handlers = [step.spot for call, last in found for step in _handlers_after(call, last)]
+    return handlers[-1] if handlers else found[-1][1].spot
+
+
+def _handlers_after(call: Call, step: Step) -> list[Step]:
+    after = call.steps[call.steps.index(step) + 1 :]
+    return list(takewhile(lambda later: later.line.handles, after))
 
 
 def _checked_at(call: Call, step: Step) -> Spot | None:

@@ -16,6 +16,7 @@ _REPAIRS = re.compile(
     r"fillna|[fb]fill|pad|interpolate|nan_to_num_?|where|clip_?|clamp_?|fill_null|fill_nan|dropna|masked_fill_?|replace"
     r"|mask|filled|putmask|copyto|minimum|maximum|to_numeric|impute|encode|decode"
 )
+_ASKS = re.compile(r"isnan|isna|isnull|isfinite|isinf|notna|notnull|is_nan|is_null|is_finite|is_infinite|abs")
 _KEEPERS = re.compile(r"append|add_?|update|extend|insert|setdefault|partial_fit|fit|mul_|sub_|copy_|lerp_")
 
 
@@ -31,7 +32,9 @@ class Line:
         is_loop: whether it is the head of a loop.
         is_return: whether it ends its function with a value.
         repairs: whether it calls something by which bad values are replaced.
-        keeps: whether it changes an attribute or a collection that may outlive the call.
+        asks: whether it asks which values are bad.
+        keeps: names of the objects that it changes, "." where it is an attribute of one.
+        handles: whether it is part of an exception handler.
     """
 
     reads: tuple[str, ...] = ()
@@ -41,7 +44,9 @@ class Line:
     is_loop: bool = False
     is_return: bool = False
     repairs: bool = False
-    keeps: bool = False
+    asks: bool = False
+    keeps: tuple[str, ...] = ()
+    handles: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -55,12 +60,14 @@ def line_at(filename: str, number: int) -> Line:
     return Line(
         reads=tuple(dict.fromkeys(_reads(statement))),
         sets=tuple(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
-        is_move=not any(isinstance(node, (ast.Call, ast.BinOp, ast.UnaryOp, ast.AugAssign)) for node in nodes),
+        is_move=not any(_computes(node) for node in nodes),
         is_guard=_is_guard(statement),
         is_loop=isinstance(statement, (ast.For, ast.AsyncFor, ast.While)),
         is_return=isinstance(statement, ast.Return) or any(isinstance(node, (ast.Yield, ast.Lambda)) for node in nodes),
         repairs=any(_REPAIRS.fullmatch(_called(node)) is not None for node in nodes),
-        keeps=any(_is_kept(node) for node in nodes),
+        asks=any(_ASKS.fullmatch(_called(node)) for node in nodes),
+        keeps=tuple(name for node in nodes for name in _kept(node)),
+        handles=any(number in lines for lines in _handlers(tree)) if tree is not None else False,
     )
 
 
@@ -98,13 +105,42 @@ def _reads(node: ast.AST, *, augmented: bool = False) -> Iterator[str]:
             return
         if isinstance(node.value, ast.Name) and node.value.id == "self":
             yield f"self.{node.attr}"
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _SHAPE_CALLS.fullmatch(node.func.id):
+    if _is_shape_call(node):
+        return
+    column = _column_of(node)
+    if column is not None:
+        yield column
         return
     if isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Load) or augmented):
         yield node.id
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, ast.stmt):
             yield from _reads(child, augmented=augmented or isinstance(node, ast.AugAssign))
+
+
+def _is_shape_call(node: ast.AST) -> bool:
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(called, ast.Name) and _SHAPE_CALLS.fullmatch(called.id) is not None
+
+
+def _column_of(node: ast.AST) -> str | None:
+    """ "frame['age']" for one column or field by its name: the others' faults are not read there."""
+    if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.ctx, ast.Load)):
+        return None
+    key = node.slice.value if isinstance(node.slice, ast.Constant) else None
+    return f"{node.value.id}[{key!r}]" if isinstance(key, str) else None
+
+
+def _computes(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return not _is_shape_call(node)
+    return isinstance(node, (ast.BinOp, ast.UnaryOp, ast.AugAssign))
+
+
+def _handlers(tree: ast.Module) -> list[range]:
+    """The lines of every exception handler."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler)]
+    return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in found]
 
 
 def _is_guard(statement: ast.stmt) -> bool:
@@ -120,10 +156,16 @@ def _called(node: ast.AST) -> str:
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
-def _is_kept(node: ast.AST) -> bool:
-    """An attribute that is set, an item of one, or a call that changes the attribute it is made on."""
+def _kept(node: ast.AST) -> Iterator[str]:
+    """What is changed by setting an attribute or an item, or by a call that changes what it is made on."""
+    target: ast.AST | None
     if isinstance(node, ast.Call):
-        on = node.func.value if isinstance(node.func, ast.Attribute) else None
-        return isinstance(on, ast.Attribute) and _KEEPERS.fullmatch(_called(node)) is not None
-    target = node.value if isinstance(node, ast.Subscript) else node
-    return isinstance(target, ast.Attribute) and isinstance(getattr(node, "ctx", None), ast.Store)
+        target = node.func.value if isinstance(node.func, ast.Attribute) and _KEEPERS.fullmatch(_called(node)) else None
+    elif isinstance(getattr(node, "ctx", None), ast.Store) and not isinstance(node, ast.Name):
+        target = node.value if isinstance(node, ast.Subscript) else node
+    else:
+        target = None
+    if isinstance(target, ast.Attribute):
+        yield "."
+    elif isinstance(target, ast.Name):
+        yield target.id

@@ -32,7 +32,8 @@ class Refusals:
     def judged(self, error: Exception, corruption: Corruption, policy: str) -> tuple[str, bool]:
         """(words, whether the policy allows it) for what a pipeline raised on a corruption."""
         if not isinstance(error, self.classes):
-            if not corruption.invalid and is_librarys_own(error, corruption):
+            own = not corruption.invalid or (corruption.family == "missing" and isinstance(error, RuntimeError))
+            if own and is_librarys_own(error, corruption):
                 return f"refused ({type(error).__name__})", True
             return f"raised {type(error).__name__}", False
         if corruption.invalid and policy == "sanitize":

@@ -16,6 +16,7 @@ from pytest_nanstab.corruptions.model import Family, Recipe
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.pipelines import culprit
 from pytest_nanstab.pipelines.judging import Outcome, Policy, Trial
+from pytest_nanstab.pipelines.permissions import fields_in
 from pytest_nanstab.pipelines.splits import LeakedStatistics
 from pytest_nanstab.pipelines.trace import LineTrace
 
@@ -169,13 +170,13 @@ def _culprit(outcome: Outcome, trial: Trial, recipes: Iterable[Recipe]) -> tuple
     recipe = next((item for item in recipes if (item.name, item.place) == wanted), None)
     if recipe is None:
         return None, None
-    trace = LineTrace(culprit.badness_for(outcome.corruption, outcome.leak))
+    fields = fields_in(outcome.corruption.place)
+    trace = LineTrace(culprit.badness_for(outcome.corruption, outcome.leak), fields)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trial.traced(recipe.made().value, trace)
     stage = culprit.stage_of(trace)
-    came_out = outcome.leak is not None
-    line = culprit.line_of(trace, outcome.corruption, trial.policy, came_out=came_out)
+    line = culprit.line_of(trace, outcome.corruption, trial.policy, outcome.leak)
     if "kept" in outcome.words:
         line = culprit.keeping_line(trace) or line
     return line, stage

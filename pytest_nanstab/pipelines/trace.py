@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -29,12 +29,16 @@ class Step:
         before: the names that held something bad when it began, and how bad.
         changed: the names that held something bad, or something else that is bad, when it was done.
         calls: the calls of the user's functions that it made, by number.
+        fields: the fields that were corrupted, where they are known: other columns of a bad frame are good.
+        outer: the names in its function that are not its own.
     """
 
     spot: Spot
     before: Mapping[str, Any]
     changed: dict[str, Any] = field(default_factory=dict)
     calls: list[int] = field(default_factory=list)
+    fields: tuple[str, ...] = ()
+    outer: tuple[str, ...] = ()
 
     @property
     def line(self) -> Line:
@@ -44,7 +48,20 @@ class Step:
     @property
     def bad_reads(self) -> list[str]:
         """The names it read that held something bad."""
-        return [name for name in self.line.reads if name in self.before]
+        return [name for read in self.line.reads if (name := self._name(read)) in self.before]
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it changed something that may outlive the call."""
+        return any(name == "." or name in self.outer for name in self.line.keeps)
+
+    def _name(self, read: str) -> str:
+        """The name behind what was read; "" for a column that is none of the corrupted ones."""
+        name, bracket, key = read.partition("[")
+        if not bracket or not self.fields:
+            return name
+        wanted = key[1:-2]
+        return name if any(wanted in field.split(".") or wanted == field for field in self.fields) else ""
 
 
 @dataclass
@@ -59,8 +76,9 @@ class Call:
 class LineTrace:
     """The calls of a run in the order in which they began."""
 
-    def __init__(self, how_bad: Badness) -> None:
+    def __init__(self, how_bad: Badness, fields: Sequence[str] = ()) -> None:
         self.how_bad = how_bad
+        self.fields = tuple(fields)
         self.calls: list[Call] = []
         self.order: list[tuple[Call, Step]] = []
         self.stages: list[tuple[str, Any]] = []  # (what a library's object is called, how bad its output is)
@@ -123,7 +141,9 @@ class LineTrace:
             return None
         if event == "line":
             state = self._close(call, frame)
-            step = Step((frame.f_code.co_filename, frame.f_lineno), state)
+            code = frame.f_code
+            outer = (*code.co_freevars, *code.co_names)
+            step = Step((code.co_filename, frame.f_lineno), state, fields=self.fields, outer=outer)
             call.steps.append(step)
             self.order.append((call, step))
         elif event == "return":

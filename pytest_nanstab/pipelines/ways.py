@@ -135,12 +135,16 @@ def _in_parts(subject: Any) -> Iterator[Session]:
 
 
 def is_fitted(pipeline: Any, sample: Any) -> bool:
-    """By scikit-learn's convention: an attribute that ends in an underscore; another class: whether it transforms."""
+    """By scikit-learn's convention, an attribute that ends in an underscore, and whether it transforms the sample.
+
+    A Pipeline whose last step learns nothing says that it is fitted when it is not.
+    """
     if hasattr(pipeline, "__sklearn_is_fitted__"):
-        return bool(pipeline.__sklearn_is_fitted__())
-    if any(name.endswith("_") and not name.startswith("_") for name in vars(pipeline)):
-        return True
-    if hasattr(pipeline, "__sklearn_tags__") or hasattr(pipeline, "_get_tags"):
+        says_so = bool(pipeline.__sklearn_is_fitted__())
+    else:
+        learned = any(name.endswith("_") and not name.startswith("_") for name in getattr(pipeline, "__dict__", ()))
+        says_so = learned or not hasattr(pipeline, "get_params")
+    if not says_so:
         return False
     try:
         with same_random_state():
