@@ -122,6 +122,15 @@ def test_texts_of_every_kind():
     assert {"unknown characters", "NUL character", "byte order mark"} <= set(found)
 
 
+def test_texts_that_are_numbers():
+    """In a file read as text, "nan" and "inf" are what `float` takes for numbers."""
+    record = {"age": "31", "name": "Ada"}
+    found = {(recipe.name, recipe.place): recipe for recipe in recipes([record] * 3)}
+    assert found["text 'nan'", '"1.age"'].make()[1] == {"age": "nan", "name": "Ada"}
+    assert ("text 'nan'", '"1.name"') not in found
+    assert {"text 'inf'", "text '1,5'"} <= names(["1.5", "2"])
+
+
 def test_bytes_that_are_text_are_broken_between_their_characters():
     """Every invalid sequence is one that UTF-8 does not have; the rest still decodes."""
     sample = ["grün".encode(), "schön".encode()]

@@ -25,13 +25,16 @@ Reports = Mapping[tuple[str, str], list[dict[str, Any]]]
 # The culprits that one operation, layer, initialisation, optimizer or clip shows: the finding names their line.
 # Those of the others lie in the data, in another step, or in what is missing from a line.
 NAMED = {
+    "accepted_nan",
     "adam_eps_zero",
     "batch_of_one",
     "cancelled_variance",
     "clip_before_backward",
     "clip_of_another_model",
+    "corrupt_text",
     "eval_temperature",
     "frozen_by_precision",
+    "half_sanitized",
     "half_scores",
     "ignored_targets",
     "log_of_softmax",
@@ -40,7 +43,9 @@ NAMED = {
     "norm_at_zero",
     "rate_too_large",
     "saturated_tanh",
+    "poisoned_normaliser",
     "scaled_clip",
+    "second_scaler",
     "sigmoid_depth",
     "suite_confident_classifier",
     "suite_constant_feature",

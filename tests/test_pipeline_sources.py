@@ -338,6 +338,25 @@ def test_nested_samples(make):
     assert isinstance(error, NonFiniteError)
 
 
+def test_records_read_as_text():
+    """`float("nan")` is a number to Python: what is parsed has to be looked at."""
+    records = [{"age": "31", "name": "Ada"}, {"age": "42", "name": "Bob"}, {"age": "25", "name": "Cy"}]
+
+    def parse(rows):
+        return np.array([float(row["age"]) for row in rows])
+
+    def parse_finite(rows):
+        ages = parse(rows)
+        if not np.isfinite(ages).all():
+            raise ValueError(f"age of row {int(np.argmin(np.isfinite(ages)))} is not finite")
+        return ages
+
+    words = outcomes(failure(parse, records, policy="reject"))
+    assert words["text 'nan'", '"1.age"'] == "let through: NaN, row 1"
+    assert words["text '1,5'", '"1.age"'] == "refused"
+    assert_handles_nonfinite(parse_finite, records, policy="reject")
+
+
 def test_partials_and_bound_methods():
     """They are called like any function."""
 

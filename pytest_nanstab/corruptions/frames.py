@@ -16,11 +16,11 @@ import numpy.typing as npt
 from pytest_nanstab.corruptions.model import Recipe
 from pytest_nanstab.corruptions.numbers import MAGNITUDES, NONFINITE, OUTLIER, WHOLE, signs
 from pytest_nanstab.corruptions.places import MOST_COLUMNS
-from pytest_nanstab.corruptions.texts import changes
+from pytest_nanstab.corruptions.texts import NUMBERS, changes, family_of
 
 Holds = Literal["float", "whole", "time", "text", "object", "category", "other"]
 # What a column of numbers holds when one cell of the file could not be parsed.
-NUMBER_TEXTS = ("nan", "inf", "", "1,5")
+NUMBER_TEXTS = (*NUMBERS, "")
 UNKNOWN = "never seen before"
 
 
@@ -169,7 +169,7 @@ def _texts(column: _Column) -> Iterator[Recipe]:
     if not isinstance(original, (str, bytes)):
         return
     for name, invalid, change in changes(original):
-        recipe = column.cells(name, change(original), [column.middle], "text", invalid=invalid)
+        recipe = column.cells(name, change(original), [column.middle], family_of(name), invalid=invalid)
         if _can_be_made(recipe):
             yield recipe
 

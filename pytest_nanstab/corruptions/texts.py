@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_nanstab.corruptions.model import Recipe
+from pytest_nanstab.corruptions.model import Family, Recipe
 from pytest_nanstab.corruptions.places import Place, places
 
 LONG = 100_000
@@ -35,6 +36,8 @@ BYTES = (
     ("NUL byte", b"\x00", False),
     ("byte order mark", _BOM.encode(), False),
 )
+# What stands where a number should: `float` takes the first two for numbers.
+NUMBERS = ("nan", "inf", "1,5")
 _Change = tuple[str, bool, Callable[[Any], Any]]  # (name, whether it is invalid, what it makes of a text)
 
 
@@ -48,8 +51,14 @@ def changes(sample: str | bytes) -> list[_Change]:
     """What can be done to a text like `sample`; bytes that are no UTF-8 are no text."""
     if isinstance(sample, str):
         inside = [(name, invalid, _putting(text)) for name, text, invalid in TEXTS]
-        return [*inside, ("empty text", False, _emptied), ("only blanks", False, _blanks), *_LONG_TEXT]
+        numbers = [(f"text {text!r}", False, partial(_instead, text)) for text in NUMBERS if _is_number(sample)]
+        return [*numbers, *inside, ("empty text", False, _emptied), ("only blanks", False, _blanks), *_LONG_TEXT]
     return _of_bytes if is_utf8(sample) else []
+
+
+def family_of(name: str) -> Family:
+    """The family of a change."""
+    return "number text" if name.startswith("text '") else "text"
 
 
 def is_utf8(data: bytes) -> bool:
@@ -82,6 +91,18 @@ def _lengthened(original: Any) -> Any:
     return original * (LONG // max(len(original), 1) + 1) if original else original
 
 
+def _is_number(text: str) -> bool:
+    """Whether a text is a number, as in a file that is read as text."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _instead(text: str, _original: str) -> str:
+    return text
+
+
 def _emptied(original: Any) -> Any:
     return original[:0]
 
@@ -102,7 +123,7 @@ def of_text(leaf: str | bytes) -> Iterator[Recipe]:
     """Corruptions of one text."""
     for name, invalid, change in changes(leaf):
         if change(leaf) != leaf:
-            yield Recipe(name, "", invalid, partial(change, leaf), (), "text")
+            yield Recipe(name, "", invalid, partial(change, leaf), (), family_of(name))
 
 
 def of_texts(leaf: list[Any]) -> Iterator[Recipe]:
@@ -144,7 +165,7 @@ class _Texts:
                 # One place is enough for what is legal, and all at once where that is another case: all empty.
                 legal = number == 0 or (name == "empty text" and len(hit) == len(self.items))
                 if (invalid or legal) and any(change(item) != item for item in hit):
-                    yield self.changed(name, change, place, "text", invalid=invalid)
+                    yield self.changed(name, change, place, family_of(name), invalid=invalid)
 
     def changed(
         self, name: str, change: Callable[[Any], Any], place: Place, family: Any, *, invalid: bool = True

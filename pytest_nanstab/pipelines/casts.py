@@ -114,8 +114,10 @@ def rounding(output: Any, corruption: Corruption) -> str | None:
     return None
 
 
-def holds_text(output: Any, corruption: Corruption) -> bool:
-    """Whether the text that stood among numbers is in the output as it was."""
+def holds_text(clean: Any, output: Any, corruption: Corruption) -> bool:
+    """Whether the text that stood among numbers is in the output as it was, where there is no other text."""
+    if any(isinstance(item, str) for item in _items(clean)):
+        return False
     return any(corruption.name == f"text {item!r}" for item in _items(output) if isinstance(item, str))
 
 

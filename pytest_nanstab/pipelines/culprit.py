@@ -138,9 +138,9 @@ def _swallowing(trace: LineTrace, corruption: Corruption) -> Spot | None:
     found = [(call, step) for call, step in trace.order if step.bad_reads and not step.line.is_move | step.line.is_loop]
     if not found:
         return None
+    coders = [(call, step) for call, step in found if step.line.repairs and corruption.family == "text"]
     inner = [(call, step) for call, step in found if not step.calls]
-    coders = [(call, step) for call, step in inner if step.line.repairs and corruption.family == "text"]
-    found = coders or inner or found
+    found = coders[:1] or inner or found
     handlers = [step.spot for call, last in found for step in _handlers_after(call, last)]
     return handlers[-1] if handlers else found[-1][1].spot
 

@@ -7,6 +7,7 @@ it is bound to. These stay the same objects, and hold copies of their contents f
 from __future__ import annotations
 
 import copy
+import dis
 import inspect
 import types
 from collections.abc import Callable, Iterator
@@ -60,7 +61,13 @@ class Kept:
         self._cells: dict[int, Any] = {}
         self._names: dict[tuple[int, str], dict[str, Any]] = {}
         self._seen: set[int] = set()
+        self._rebinds = False
         self._add(function, _DEPTH)
+
+    @property
+    def anything(self) -> bool:
+        """Whether a later call can come out otherwise than the first: an object is held, or a name is bound anew."""
+        return bool(self.objects) or self._rebinds
 
     def _add(self, node: Any, depth: int) -> None:
         if id(node) in self._seen or isinstance(node, _PLAIN) or depth < 0:
@@ -82,6 +89,7 @@ class Kept:
     def _add_function(self, function: Any, depth: int) -> None:
         if not isinstance(function, types.FunctionType) or not is_user_file(function.__code__.co_filename):
             return
+        self._rebinds |= any(_rebinds(code) for code in _codes_in(function.__code__))
         for cell in function.__closure__ or ():
             self._cells[id(cell)] = cell
             self._add(_contents(cell), depth)
@@ -129,10 +137,23 @@ def _contents(cell: Any) -> Any:
 
 def _names_in(code: types.CodeType) -> Iterator[str]:
     """The globals a function names, those of its inner functions too."""
-    yield from code.co_names
+    for inner in _codes_in(code):
+        yield from inner.co_names
+
+
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
+            yield from _codes_in(constant)
+
+
+def _rebinds(code: types.CodeType) -> bool:
+    """Whether a function binds a global, or a name of the function around it, anew."""
+    return any(
+        step.opname == "STORE_GLOBAL" or (step.opname == "STORE_DEREF" and step.argval in code.co_freevars)
+        for step in dis.get_instructions(code)
+    )
 
 
 def _lent_copy(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:

@@ -214,7 +214,7 @@ class Trial:
         before, after = row_sets.count_rows(self.clean), row_sets.count_rows(output)
         if corruption.family == "index" and None not in (before, after) and after > before:  # type: ignore[operator]
             return f"made {after} rows of {before}", False
-        if corruption.family == "number text" and casts.holds_text(output, corruption):
+        if corruption.family == "number text" and casts.holds_text(self.clean, output, corruption):
             return f"let through: {corruption.name} among numbers", False
         return casts.rounding(output, corruption) or "finite", True
 

@@ -117,7 +117,9 @@ def _counted(outcomes: Sequence[Outcome]) -> str:
 
 def _short(outcome: Outcome) -> str:
     """An outcome without its place: "let through" for "let through: NaN, row 3"."""
-    return re.split(r"[:,]| \(", outcome.words, maxsplit=1)[0]
+    if "but kept" in outcome.words:
+        return "kept"
+    return re.split(r"[:,]| \(| from ", outcome.words, maxsplit=1)[0]
 
 
 def table(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:

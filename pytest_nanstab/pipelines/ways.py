@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from pytest_nanstab.checks._state import same_random_state
-from pytest_nanstab.pipelines.isolation import clone, isolated
+from pytest_nanstab.pipelines.isolation import Kept, clone, is_function, isolated
 from pytest_nanstab.pipelines.sources import Holder, is_source, read
 
 
@@ -85,7 +85,8 @@ def _calling(pipeline: Any) -> Iterator[Session]:
         def run(data: Any) -> Any:
             return read(subject(data))
 
-        yield Session(run, run, subject)
+        keeps = not is_function(pipeline) or Kept(pipeline).anything
+        yield Session(run, run if keeps else None, subject)
 
 
 @contextmanager
