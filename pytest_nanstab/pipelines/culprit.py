@@ -139,6 +139,7 @@ def _swallowing(trace: LineTrace, corruption: Corruption) -> Spot | None:
     if not found:
         return None
     coders = [(call, step) for call, step in found if step.line.repairs and corruption.family == "text"]
+    coders.sort(key=lambda pair: bool(pair[1].calls))  # a function of the user's may have the name of a decoder
     inner = [(call, step) for call, step in found if not step.calls]
     found = coders[:1] or inner or found
     handlers = [step.spot for call, last in found for step in _handlers_after(call, last)]
