@@ -1,0 +1,59 @@
+"""`python -m pytest_nanstab compare a.json b.json ...`: the reports of a matrix run, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_nanstab.reporting.compared import as_markdown, as_text
+from pytest_nanstab.reporting.comparing import ReportFileError, compare, files_of, read
+
+_EPILOG = (
+    "exit status: 0 when every test has the same outcome everywhere it ran (figures may drift), 1 when one has not, "
+    "2 when a file is no report"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        comparison = compare([(str(path), read(path)) for given in options.reports for path in files_of(given)])
+    except ReportFileError as error:
+        print(f"pytest_nanstab compare: {error}", file=sys.stderr)  # noqa: T201 - a command line
+        return 2
+    markdown = options.output is not None and options.output.suffix.lower() == ".md"
+    if options.output is not None:
+        made = as_markdown if markdown else as_text
+        options.output.write_text(made(comparison, everything=options.all), encoding="utf-8")
+    print(as_text(comparison, everything=options.all), end="")  # noqa: T201
+    return int(comparison.fails)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pytest_nanstab", description="Reads reports of pytest-nanstab.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "put the JSON reports of several environments into one table, and tell what changed between them"
+    command = commands.add_parser("compare", help=text, description=text, epilog=_EPILOG)
+    command.add_argument(
+        "reports",
+        nargs="+",
+        metavar="REPORT",
+        help="a file that --nanstab-report=PATH.json has written, or a folder of such files",
+    )
+    command.add_argument("--all", action="store_true", help="list every test, not only those that changed")
+    command.add_argument("--output", type=_output, metavar="PATH", help="write it to a file too; .md or .txt")
+    return parser
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in (".md", ".txt"):
+        raise argparse.ArgumentTypeError(f"the ending must be .md or .txt, got {text!r}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

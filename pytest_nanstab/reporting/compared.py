@@ -1,0 +1,75 @@
+"""A comparison of reports as text for a terminal and as Markdown for a CI summary. Standard library only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pytest_nanstab.reporting.comparing import Cell, Comparison
+from pytest_nanstab.reporting.text import plural, table, wrap
+
+_TITLES = {
+    "finite": "finite here, not there",
+    "outcome": "another outcome",
+    "headroom": "headroom",
+    "gradient norm": "gradient norm",
+}
+
+
+def as_text(comparison: Comparison, *, width: int = 80, everything: bool = False) -> str:
+    """The tests that are not the same everywhere (or all of them), then what changed, one paragraph per change."""
+    lines = [_summary(comparison), ""]
+    rows = _rows(comparison, everything=everything)
+    if rows:
+        lines += [*table(rows, width, most=len(rows)), ""]
+    for change in comparison.changes:
+        lines += [f"{_TITLES[change.kind]}: {change.test}", *(f"  {line}" for line in wrap(change.words, width - 2))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def as_markdown(comparison: Comparison, *, everything: bool = False) -> str:
+    """The same as a table and a list in GitHub's Markdown."""
+    lines = [f"### nanstab: {_summary(comparison)}", ""]
+    rows = _rows(comparison, everything=everything)
+    if rows:
+        names = list(rows[0])
+        lines += [_markdown_row(names), _markdown_row(["---"] * len(names))]
+        lines += [_markdown_row([str(row[name]) for name in names]) for row in rows]
+        lines.append("")
+    for change in comparison.changes:
+        lines.append(f"- **{_TITLES[change.kind]}**: `{change.test}`: {_escaped(change.words)}")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(comparison: Comparison) -> str:
+    kinds = Counter(change.kind for change in comparison.changes)
+    environments = plural(len(comparison.environments), "environment")
+    changed = ", ".join(f"{count} x {_TITLES[kind]}" for kind, count in kinds.items()) or "the same in all"
+    return f"{plural(len(comparison.rows), 'test')} in {environments}: {changed}"
+
+
+def _rows(comparison: Comparison, *, everything: bool) -> list[dict[str, object]]:
+    changed = {change.test for change in comparison.changes}
+    chosen = [test for test in comparison.rows if everything or test in changed]
+    return [{"test": test, **_row(comparison.environments, comparison.rows[test])} for test in chosen]
+
+
+def _row(environments: Sequence[str], cells: Sequence[Cell | None]) -> dict[str, object]:
+    return {name: _shown(cell) for name, cell in zip(environments, cells, strict=True)}
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return "did not run"
+    bits = f", {cell.bits:.0f} bits" if cell.bits is not None and cell.finite else ""
+    return f"{cell.words}{bits}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    for character in "\\|*_<>`[]":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", " ")
