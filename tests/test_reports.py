@@ -502,7 +502,7 @@ def test_html_report_shows_the_extra(pytester):
 
 # --- imports
 
-MODULES = ("block", "extras", "failure", "model", "terminal", "text")
+MODULES = ("block", "compared", "comparing", "extras", "failure", "model", "terminal", "text")
 HEAVY = ("torch", "numpy", "hypothesis")
 
 

@@ -21,6 +21,7 @@ from pytest_nanstab.suite.evaluate import MAX_BATCHES, MAX_SECONDS, eval_source,
 from pytest_nanstab.suite.expand import ItemRequest
 from pytest_nanstab.suite.explaining import explained
 from pytest_nanstab.suite.precision import InapplicableError
+from pytest_nanstab.suite.projection import projections
 from pytest_nanstab.suite.setup import Batches, TrainingSetup
 from pytest_nanstab.suite.shared import Training, release, training_of
 from pytest_nanstab.suite.spec import Check, Role
@@ -255,7 +256,9 @@ def _gradient_bounds(request: ItemRequest, seed: int) -> Verdict:
 def _headroom(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
     training = _finished_training(request, seed)
-    return Verdict(judging.owned(training.findings, "headroom"), run=training.run, setup=training.setup)
+    failing = judging.owned(training.findings, "headroom")
+    notes = projections(training.run.headroom)
+    return Verdict(failing, run=training.run, setup=training.setup, notes=notes)
 
 
 def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
