@@ -178,10 +178,13 @@ class Collector:
             self._write(path, report)
 
     def _write(self, path: str, report: dict[str, Any]) -> None:
-        from pytest_nanstab.reporting import model
+        from pytest_nanstab.reporting import markdown, model
 
         try:
-            model.write_json(path, report)
+            if model.report_format(path) == "md":
+                model.write_text(path, markdown.render(report))
+            else:
+                model.write_json(path, report)
         except OSError as error:
             self._failed.append(f"could not write nanstab report {path}: {error.strerror or error}")
         else:

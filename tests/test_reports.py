@@ -424,16 +424,18 @@ def test_unknown_distribution_has_no_version(monkeypatch):
     assert model._version("no-such-distribution-here") is None
 
 
-@pytest.mark.parametrize("path", ["out.json", "a/b.JSON", Path("x.json")])
-def test_report_format(path):
+@pytest.mark.parametrize(
+    ("path", "format_"), [("out.json", "json"), ("a/b.JSON", "json"), (Path("x.json"), "json"), ("s.md", "md")]
+)
+def test_report_format(path, format_):
     """The file name decides the format."""
-    assert model.report_format(path) == "json"
+    assert model.report_format(path) == format_
 
 
-@pytest.mark.parametrize("path", ["out.md", "out", ".json", "x.json.gz"])
+@pytest.mark.parametrize("path", ["out.txt", "out", ".json", "x.json.gz"])
 def test_report_format_refuses_others(path):
     """Anything else is refused, naming what is allowed and what was given."""
-    with pytest.raises(ValueError, match=r"--nanstab-report must name a \.json file, got '.*'") as caught:
+    with pytest.raises(ValueError, match=r"--nanstab-report must name a \.json or \.md file, got '.*'") as caught:
         model.report_format(path)
     assert path in str(caught.value)
 
@@ -502,7 +504,7 @@ def test_html_report_shows_the_extra(pytester):
 
 # --- imports
 
-MODULES = ("block", "compared", "comparing", "extras", "failure", "model", "terminal", "text")
+MODULES = ("block", "compared", "comparing", "extras", "failure", "markdown", "model", "terminal", "text")
 HEAVY = ("torch", "numpy", "hypothesis")
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pytest_nanstab.reporting.comparing import Cell, Comparison
-from pytest_nanstab.reporting.text import plural, table, wrap
+from pytest_nanstab.reporting.markdown import code, escaped, table
+from pytest_nanstab.reporting.text import plural, wrap
+from pytest_nanstab.reporting.text import table as text_table
 
 _TITLES = {
     "finite": "finite here, not there",
@@ -21,7 +23,7 @@ def as_text(comparison: Comparison, *, width: int = 80, everything: bool = False
     lines = [_summary(comparison), ""]
     rows = _rows(comparison, everything=everything)
     if rows:
-        lines += [*table(rows, width, most=len(rows)), ""]
+        lines += [*text_table(rows, width, most=len(rows)), ""]
     for change in comparison.changes:
         lines += [f"{_TITLES[change.kind]}: {change.test}", *(f"  {line}" for line in wrap(change.words, width - 2))]
     return "\n".join(lines).rstrip() + "\n"
@@ -32,12 +34,9 @@ def as_markdown(comparison: Comparison, *, everything: bool = False) -> str:
     lines = [f"### nanstab: {_summary(comparison)}", ""]
     rows = _rows(comparison, everything=everything)
     if rows:
-        names = list(rows[0])
-        lines += [_markdown_row(names), _markdown_row(["---"] * len(names))]
-        lines += [_markdown_row([str(row[name]) for name in names]) for row in rows]
-        lines.append("")
+        lines += [*table(list(rows[0]), [[str(cell) for cell in row.values()] for row in rows]), ""]
     for change in comparison.changes:
-        lines.append(f"- **{_TITLES[change.kind]}**: `{change.test}`: {_escaped(change.words)}")
+        lines.append(f"- **{_TITLES[change.kind]}**: {code(change.test)}: {escaped(change.words)}")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -63,13 +62,3 @@ def _shown(cell: Cell | None) -> str:
         return "did not run"
     bits = f", {cell.bits:.0f} bits" if cell.bits is not None and cell.finite else ""
     return f"{cell.words}{bits}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_escaped, cells))} |"
-
-
-def _escaped(text: str) -> str:
-    for character in "\\|*_<>`[]":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("\n", " ")

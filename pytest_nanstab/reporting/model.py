@@ -22,7 +22,7 @@ Record: TypeAlias = "Mapping[str, Any]"  # one test, as it rides on pytest's rep
 
 SCHEMA = 1
 _PACKAGES = ("torch", "numpy", "pytest", "hypothesis", "pytest-nanstab")
-_FORMATS = (".json",)
+_FORMATS = (".json", ".md")
 # Limit on a list of the run: what the margin is about, and whether the limit bounds it from above.
 _BOUNDED = {
     "max_loss": ("loss", "loss", True),
@@ -195,7 +195,7 @@ def _entry(
 
 
 def report_format(path: str | os.PathLike[str]) -> str:
-    """The format that a report's file name asks for: "json". `ValueError` names what is allowed."""
+    """The format that a report's file name asks for: "json" or "md". `ValueError` names what is allowed."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
         raise ValueError(f"--nanstab-report must name a {' or '.join(_FORMATS)} file, got {os.fspath(path)!r}")
@@ -207,7 +207,11 @@ def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
 
     Raises `ValueError` for numbers that are not finite, and whatever the file system raises.
     """
-    text = json.dumps(report, allow_nan=False, indent=1) + "\n"
+    write_text(path, json.dumps(report, allow_nan=False, indent=1) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text whole or not at all; the folders above it are created."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system; named by process, so runs do not meet.

@@ -42,7 +42,7 @@ def summary_lines(
     if not records:
         return []
     return [
-        _counts(records),
+        counts(records),
         *_failures(records, width, verbosity),
         *_least_headroom(records, headroom),
         *(_notes(records, width) if verbosity > 0 else []),
@@ -53,7 +53,8 @@ def summary_lines(
 # --- the first line
 
 
-def _counts(records: Sequence[Record]) -> str:
+def counts(records: Sequence[Record]) -> str:
+    """How many tests were checked and watched, over how many steps, and what became of them."""
     ran = [record for record in records if record["outcome"] != "skipped"]
     checked = sum(record["mode"] == "explicit" for record in ran)
     unused = sum(map(never_used_torch, ran))
@@ -78,13 +79,14 @@ def _tests(checked: int, watched: int | None) -> list[str]:
 
 def _outcomes(records: Sequence[Record]) -> Iterator[str]:
     """Outcomes that findings explain, and explicit tests that were not run; pytest counts the rest itself."""
-    counts = Counter(_verdict(record) for record in records)
+    found = Counter(verdict(record) for record in records)
     for word in ("failed", "xfailed", "reported", "skipped"):
-        if counts[word]:
-            yield f"{counts[word]} {word}"
+        if found[word]:
+            yield f"{found[word]} {word}"
 
 
-def _verdict(record: Record) -> str | None:
+def verdict(record: Record) -> str | None:
+    """A word for what findings make of a record; None where there is nothing to say."""
     if record["outcome"] == "skipped":
         return "skipped" if record["mode"] == "explicit" else None
     if not findings_of(record):
@@ -99,15 +101,15 @@ def _verdict(record: Record) -> str | None:
 
 def _failures(records: Sequence[Record], width: int, verbosity: int) -> list[str]:
     shown = {"failed", "reported", *(("xfailed", "recorded") if verbosity > 0 else ())}
-    rows = [(_group(record), record) for record in records if _verdict(record) in shown]
+    rows = [(_group(record), record) for record in records if verdict(record) in shown]
     column = max((len(group) for group, _ in rows), default=0)
     return [_failure_line(text.pad(group, column), record, width) for group, record in rows]
 
 
 def _group(record: Record) -> str:
-    verdict = _verdict(record)
-    if verdict != "failed":
-        return str(verdict)
+    word = verdict(record)
+    if word != "failed":
+        return str(word)
     kind = str(findings_of(record)[0]["kind"])
     return "non-finite" if kind.startswith("nonfinite-") else kind
 
@@ -121,7 +123,7 @@ def _failure_line(group: str, record: Record, width: int) -> str:
     step = f"step {first['step']}" if first.get("step") is not None else ""
     module, source = (text.escape(first.get(name) or "") for name in ("module", "source"))
     node = text.escape(record["id"])
-    shortest = min(text.columns(node), _SHORTEST_ID) if _verdict(record) == "failed" else text.columns(node)
+    shortest = min(text.columns(node), _SHORTEST_ID) if verdict(record) == "failed" else text.columns(node)
     for parts in ([step, module, source], [step, source], [source]):
         given = [part for part in parts if part]
         room = width - sum(text.columns(part) + 2 for part in [group, *given])
@@ -138,19 +140,22 @@ def _failure_line(group: str, record: Record, width: int) -> str:
 
 def _least_headroom(records: Sequence[Record], headroom: int | None) -> list[str]:
     """The table of each test's least margin, nearest first."""
-    nearest = _distinct(
-        (min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins"))
-    )
-    nearest.sort(key=lambda row: _margin(row[0]))
-    if headroom is None:
-        shown = [row for row in nearest if _margin(row[0]) < NARROW_BITS]
-    else:
-        shown = nearest[:headroom] if headroom else nearest
+    nearest = least_margins(records, narrow=False)
+    shown = least_margins(records) if headroom is None else nearest[: headroom or len(nearest)]
     if not shown:
         return []
     hidden = len(shown) < len(nearest)
     hint = f" ({len(shown)} of {len(nearest)}, --nanstab-headroom=0 for all)" if hidden else ""
-    return [f"least headroom{hint}", *_margin_table([_margin_cells(*row) for row in shown])]
+    return [f"least headroom{hint}", *_margin_table([margin_cells(*row) for row in shown])]
+
+
+def least_margins(records: Sequence[Record], *, narrow: bool = True) -> list[tuple[Mapping[str, Any], str]]:
+    """(least margin, node id) of every test, nearest first; with `narrow` those under 4 bits only."""
+    nearest = _distinct(
+        (min(found, key=_margin), record["id"]) for record in records if (found := record.get("margins"))
+    )
+    nearest.sort(key=lambda row: _margin(row[0]))
+    return [row for row in nearest if not narrow or _margin(row[0]) < NARROW_BITS]
 
 
 def _distinct(rows: Iterable[tuple[Mapping[str, Any], str]]) -> list[tuple[Mapping[str, Any], str]]:
@@ -166,7 +171,8 @@ def _margin(entry: Mapping[str, Any]) -> float:
     return float(entry["margin"])
 
 
-def _margin_cells(entry: Mapping[str, Any], node: str) -> list[str]:
+def margin_cells(entry: Mapping[str, Any], node: str) -> list[str]:
+    """A margin as a row of its table."""
     return [
         f"{'≤' if entry.get('sampled') else ''}{_margin(entry):.1f}",
         _short(entry.get("measured")),
