@@ -200,12 +200,12 @@ REPORT = """\
             -Inf                       8  let through: NaN, row 0, column 0
             1e5 (beyond float16)       1  let through: NaN, row 0, column 1
             1e39 (beyond float32)      1  let through: NaN, row 0, column 1
-            constant                   3  let through: NaN, row 0, column 0
+            constant                   4  let through: NaN, row 0, column 0
             single row                 1  let through: NaN, row 0, column 0
             NaN and 1 more            13  refused
             1e5 and 6 more            10  finite
   policy    reject
-  tried     45: 22 let through, 13 refused, 10 finite
+  tried     46: 23 let through, 13 refused, 10 finite
   cause     +Inf in element [3, 0]: let through: NaN, row 0, column 0
   remedy    raise ValueError naming row and column where a value is not finite
 
@@ -233,6 +233,6 @@ def test_the_report_in_80_columns(pytester, monkeypatch):
     )
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-Wignore")
     text = result.stdout.str()
-    assert "NonFiniteError: 22 of 45 corruptions not refused: +Inf in element [3, 0]" in text
+    assert "NonFiniteError: 23 of 46 corruptions not refused: +Inf in element [3, 0]" in text
     assert REPORT in text
     assert max(map(len, REPORT.splitlines())) <= 80

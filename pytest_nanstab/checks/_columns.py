@@ -95,7 +95,8 @@ class Columns:
 
 def _float32_step(low: Array, high: Array) -> Array:
     """The distance of float32 numbers at the larger magnitude."""
-    largest = np.minimum(np.maximum(np.abs(low), np.abs(high)), np.finfo(np.float32).max)
+    # Below the largest number: the distance from it to the next is infinite.
+    largest = np.minimum(np.maximum(np.abs(low), np.abs(high)), np.finfo(np.float32).max / 2)
     return np.asarray(np.spacing(largest.astype(np.float32)), dtype=np.float64)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import cmath
 import math
+import sys
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass
 from numbers import Number
@@ -78,10 +79,11 @@ class _Spot:
         return _Spot(node, self.path, self.field, self.kind)
 
 
-def numeric_leaves(obj: Any, *, name: str = "value", missing: Missing = "") -> Iterator[Leaf]:
+def numeric_leaves(obj: Any, *, name: str = "value", missing: Missing = "", objects: bool = False) -> Iterator[Leaf]:
     """Every numeric leaf of `obj`, each object once, so cycles end; strings, None and unknown objects are passed over.
 
-    Gaps in nullable number columns always count as NaN, others as `missing` says. Iterators are consumed.
+    Gaps in nullable number columns always count as NaN, others as `missing` says. Iterators are consumed. With
+    `objects` those of the user's own classes are opened too: batches come in classes of their own.
     """
     seen: dict[int, Any] = {}
     stack = [_Spot(obj, name, "")]
@@ -91,8 +93,27 @@ def numeric_leaves(obj: Any, *, name: str = "value", missing: Missing = "") -> I
             continue
         seen[id(spot.node)] = spot.node  # kept alive, or its id could name another object later
         found = list(_opened(spot, missing))
+        if objects and not found:
+            found = _attributes(spot)
         yield from (item for item in found if isinstance(item, Leaf))
         stack.extend(item for item in reversed(found) if isinstance(item, _Spot))
+
+
+def _attributes(spot: _Spot) -> list[Leaf | _Spot]:
+    """The attributes of an object of a class that the user has written."""
+    from pytest_nanstab.attribution.source import is_user_file
+
+    kind = type(spot.node)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if file is None or not is_user_file(file) or isinstance(spot.node, (type, *_OPAQUE, *_GROUPS, Mapping)):
+        return []
+    slots = [name for base in kind.__mro__ for name in _names_of(vars(base).get("__slots__", ()))]
+    names = [*getattr(spot.node, "__dict__", ()), *(name for name in slots if hasattr(spot.node, name))]
+    return [spot.attribute(name, getattr(spot.node, name)) for name in names if not name.startswith("__")]
+
+
+def _names_of(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _joined(field: str, part: str) -> str:
@@ -173,8 +194,9 @@ def _dense(tensor: Tensor) -> tuple[Tensor, Callable[[int], list[int]] | None]:
     if tensor.layout is torch.sparse_coo:
         whole = tensor.coalesce()
         return whole.values(), lambda flat: _coo_index(whole, flat)
-    if tensor.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
-        return tensor.values(), None
+    if tensor.layout in (torch.sparse_csr, torch.sparse_csc):
+        whole = tensor.to_sparse(sparse_dim=2).coalesce()
+        return whole.values(), lambda flat: _coo_index(whole, flat)
     return tensor.to_dense(), None
 
 

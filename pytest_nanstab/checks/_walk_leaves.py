@@ -20,7 +20,7 @@ ROOT = "batch"
 def batch_leaves(batch: Any) -> Iterable[Leaf]:
     """Every numeric leaf of a batch; gaps among numbers count as NaN."""
     plain = _plain_leaves(batch)
-    return numeric_leaves(batch, name=ROOT, missing="numbers") if plain is None else plain
+    return numeric_leaves(batch, name=ROOT, missing="numbers", objects=True) if plain is None else plain
 
 
 def _plain_leaves(batch: Any) -> list[Leaf] | None:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from pytest_nanstab.batches import trees
-from pytest_nanstab.corruptions import images, numbers, pandas_frames, polars_frames, structure, texts
+from pytest_nanstab.corruptions import images, numbers, pandas_frames, polars_frames, sparse, structure, texts
 from pytest_nanstab.corruptions.model import Corruption, Recipe
 
-_MOST_RECORDS = 3  # of a long list of records only the first, the middle and the last are corrupted
+_MOST_FIELDS = 24  # of a mapping with more, some that are spread over all
 
 
 def all_corruptions(sample: Any) -> list[Corruption]:
@@ -35,12 +35,14 @@ def recipes(sample: Any) -> list[Recipe]:
 
 
 def _recipes(sample: Any) -> Iterator[Recipe]:
-    for path, leaf in _targets(sample):
+    for path, leaf, first in _targets(sample):
         special = list(structure.of_field(path, leaf))
         # A length of 2**40 is nothing that a loop over it comes back from.
         usual = () if special and special[0].name == structure.EMPTY else _of_leaf(leaf)
-        gap = [Recipe("None", "", True, _nothing, (), "missing")] if path and isinstance(leaf, float) else []
+        gap = [Recipe("None", "", True, _nothing, (), "missing")] if path and _is_float(leaf) else []
         for recipe in (*usual, *special, *gap):
+            if not first and not recipe.invalid:
+                continue  # what is legal in one record of a list is so in the others
             yield recipe.within(
                 partial(_replaced, sample, path), _place(recipe.place, path), _rows(sample, path, recipe.rows)
             )
@@ -51,17 +53,19 @@ def _nothing() -> None:
     """What a record has for a number that is missing."""
 
 
-def _targets(node: Any, path: trees.Path = ()) -> Iterator[tuple[trees.Path, Any]]:
+def _targets(node: Any, path: trees.Path = (), *, first: bool = True) -> Iterator[tuple[trees.Path, Any, bool]]:
+    """(path, part, whether it stands for others like it) of everything that can be corrupted."""
     if not trees.is_node(node) or _is_text_list(node) or _is_number_list(node):
-        yield path, node
+        yield path, node, first
         return
     pairs = trees.children(node)
     if isinstance(node, list):
-        yield path, node  # as a list of sequences
-        if len(pairs) > _MOST_RECORDS:
-            pairs = [pairs[len(pairs) // 2], pairs[0], pairs[-1]]
-    for key, child in pairs:
-        yield from _targets(child, (*path, key))
+        yield path, node, first  # as a list of sequences
+        for at in dict.fromkeys((len(pairs) // 2, 0, len(pairs) - 1)) if pairs else ():
+            yield from _targets(pairs[at][1], (*path, pairs[at][0]), first=first and at == len(pairs) // 2)
+        return
+    for key, child in pairs if len(pairs) <= _MOST_FIELDS else pairs[:: -(-len(pairs) // _MOST_FIELDS)]:
+        yield from _targets(child, (*path, key), first=first)
 
 
 def _of_leaf(leaf: Any) -> Iterator[Recipe]:
@@ -97,15 +101,21 @@ def _of_list(leaf: list[Any]) -> Iterator[Recipe]:
 
 
 _KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Iterator[Recipe]]], ...] = (
+    (sparse.is_sparse, sparse.of_sparse),
     (_is(torch.Tensor), _of_tensor),
     (_is(np.ndarray), _of_array),
     (_is(str, bytes), texts.of_text),
     (_is(list), _of_list),
-    (_is(float), numbers.of_number),
+    (_is(float, np.floating), numbers.of_number),
     (lambda leaf: pandas_frames.is_frame(leaf) or pandas_frames.is_series(leaf), pandas_frames.corrupted),
     (lambda leaf: polars_frames.is_frame(leaf) or polars_frames.is_series(leaf), polars_frames.corrupted),
     (images.is_pil, images.of_pil),
 )
+
+
+def _is_float(leaf: Any) -> bool:
+    """A number of Python's, or a scalar of numpy's."""
+    return isinstance(leaf, (float, np.floating))
 
 
 def _is_text_list(node: Any) -> bool:

@@ -47,6 +47,9 @@ class FrameView(Protocol):
     def limit(self, column: int) -> float:
         """The largest number a column can hold."""
 
+    def signed(self, column: int) -> bool:
+        """Whether a column of numbers can hold negative ones."""
+
     def item(self, column: int, row: int) -> Any:
         """One cell."""
 
@@ -152,7 +155,9 @@ def _amounts(column: _Column) -> Iterator[Recipe]:
         yield column.cells("outlier (1e6 times the largest)", cast(outlier), [column.middle], "magnitude")
     if known.size > 1 and known.min() != known.max():
         yield column.cells("constant", cast(known[0]), list(range(column.view.rows)), "constant")
-    yield from signs(known, lambda name, value: column.cells(name, cast(value), [column.middle], "sign"))
+    for recipe in signs(known, lambda name, value: column.cells(name, cast(value), [column.middle], "sign")):
+        if recipe.name == "zero" or column.view.signed(column.column):
+            yield recipe
 
 
 def _number_texts(column: _Column) -> Iterator[Recipe]:

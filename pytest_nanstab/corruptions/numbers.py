@@ -110,6 +110,8 @@ def floats(values: Array, limit: float, put: Put) -> Iterator[Recipe]:
     if len(shape) > 1 and values.size and math.prod(shape[1:]) > 1:
         # An empty record, silence, or one value all along: whatever is divided by the scale of a row.
         yield from _flat(row(shape, shape[0] // 2), values, put)
+        if len(shape) == 2 and (values != values[:1]).any():
+            yield _legal("constant", everywhere(shape), put, values[:1], "constant")  # all rows are the first one
     elif values.size > 1 and values.any():
         yield _legal("zero", everywhere(shape), put, 0.0, "sign")
 

@@ -55,7 +55,7 @@ class PandasView:
         is_time = types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype)
         known: tuple[tuple[bool, Holds], ...] = (
             (isinstance(dtype, self.pandas.CategoricalDtype), "category"),
-            (types.is_bool_dtype(dtype), "other"),
+            (types.is_bool_dtype(dtype) or self._is_special(dtype), "other"),
             (is_time, "time"),
             (types.is_integer_dtype(dtype), "whole"),
             (types.is_float_dtype(dtype), "float"),
@@ -68,7 +68,7 @@ class PandasView:
         """Plain integers become floats with NaN, as on reading a file."""
         dtype = self.frame.dtypes.iloc[column]
         holds = self.holds(column)
-        if holds == "other" and not self._is_masked(dtype):
+        if holds == "other" and not (self._is_masked(dtype) and self.types.is_bool_dtype(dtype)):
             return None
         if holds == "time":
             return "NaT", self.pandas.NaT
@@ -77,6 +77,10 @@ class PandasView:
         if holds == "category" or (holds in ("float", "whole") and not self._is_masked(dtype)):
             return "NaN", math.nan
         return "NA", self.pandas.NA
+
+    def _is_special(self, dtype: Any) -> bool:
+        """Sparse columns, intervals and periods: numbers and texts do not go into them one by one."""
+        return isinstance(dtype, (self.pandas.SparseDtype, self.pandas.IntervalDtype, self.pandas.PeriodDtype))
 
     def _is_masked(self, dtype: Any) -> bool:
         categorical = isinstance(dtype, self.pandas.CategoricalDtype)
@@ -91,6 +95,10 @@ class PandasView:
         dtype = self.frame.dtypes.iloc[column]
         plain = np.dtype(getattr(dtype, "numpy_dtype", dtype) if isinstance(dtype, np.dtype) else _plain(dtype))
         return float(np.finfo(plain).max) if plain.kind == "f" else int(np.iinfo(plain).max)
+
+    def signed(self, column: int) -> bool:
+        """Whether a column of numbers can hold negative ones."""
+        return not self.types.is_unsigned_integer_dtype(self.frame.dtypes.iloc[column])
 
     def item(self, column: int, row: int) -> Any:
         """One cell."""

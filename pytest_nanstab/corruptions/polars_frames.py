@@ -77,6 +77,10 @@ class PolarsView:
             return int(self.polars.select(dtype.max()).item())
         return float(np.finfo(np.float32 if dtype == self.polars.Float32 else np.float64).max)
 
+    def signed(self, column: int) -> bool:
+        """Whether a column of numbers can hold negative ones."""
+        return not str(self.frame.dtypes[column]).startswith("UInt")
+
     def item(self, column: int, row: int) -> Any:
         """One cell."""
         return self.frame.item(row, column)

@@ -15,7 +15,8 @@ from pytest_nanstab.corruptions import rows as row_sets
 from pytest_nanstab.corruptions.images import is_image
 from pytest_nanstab.corruptions.model import Recipe
 
-LENGTHS = re.compile(r"(^|_)(len|length|lengths|lens)$", re.IGNORECASE)
+_COUNTS = r"len|length|lengths|lens|n|num|count|counts|size|sizes|frames|steps|tokens|items"
+LENGTHS = re.compile(rf"(^|_)({_COUNTS})($|_)", re.IGNORECASE)
 EMPTY = "sequence of length 0"
 _MASK = re.compile(r"mask$", re.IGNORECASE)
 
@@ -23,7 +24,7 @@ _MASK = re.compile(r"mask$", re.IGNORECASE)
 def of_rows(sample: Any) -> Iterator[Recipe]:
     """An empty batch and a batch of one row, where all parts of the sample share their rows."""
     rows = row_sets.count_rows(sample)
-    if rows is None or rows < 2 or _is_one_value(sample):
+    if rows is None or rows < 2 or _is_one_value(sample) or _holds_sparse_tensor(sample):
         return
     middle = rows // 2
     yield Recipe("empty batch", "all rows gone", False, lambda: taken(sample, []), (), "rows", ())
@@ -34,6 +35,12 @@ def taken(sample: Any, rows: Sequence[int]) -> Any:
     """These rows of a sample, copied; a tuple of rows stays a tuple."""
     made = row_sets.take(sample, rows)
     return made.clone() if isinstance(made, torch.Tensor) else made
+
+
+def _holds_sparse_tensor(sample: Any) -> bool:
+    """Whether rows cannot be taken from some part by their indices."""
+    leaves = (leaf for _, leaf in trees.leaves(sample, node=trees.is_node))
+    return any(isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided for leaf in leaves)
 
 
 def _is_one_value(sample: Any) -> bool:
@@ -66,22 +73,26 @@ def _size(item: Any) -> int | None:
 def of_field(path: trees.Path, leaf: Any) -> Iterator[Recipe]:
     """A length of 0 in a field of lengths, and a row of a mask in which nothing, or nothing else, is left."""
     name = str(path[-1]) if path else ""
-    if not isinstance(leaf, (np.ndarray, torch.Tensor)) or leaf.ndim == 0 or len(leaf) == 0:
+    if not path or not isinstance(leaf, (np.ndarray, torch.Tensor)) or leaf.ndim == 0 or len(leaf) == 0:
+        return
+    if isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided:
         return
     row = len(leaf) // 2
     if LENGTHS.search(name) and leaf.ndim == 1 and _is_whole(leaf) and bool((leaf > 0).all()):
         place = f"element [{row}]"
         yield Recipe(EMPTY, place, False, lambda: _with(leaf, row, 0), (row,), "length")
-    elif _MASK.search(name) and leaf.ndim == 2 and _is_binary(leaf):
+    elif leaf.dtype in (torch.bool, np.bool_) or (_MASK.search(name) and _is_binary(leaf)):
         # Whether a 1 says "valid" or "padding" differs from library to library.
+        whole = leaf.ndim == 1
+        rows = tuple(range(len(leaf))) if whole else (row,)
         for word, value in (("False", 0), ("True", 1)):
-            make = partial(_with, leaf, row, value)
-            yield Recipe(f"mask all {word}", f"row {row}", False, make, (row,), "length")
+            make = partial(_with, leaf, ... if whole else row, value)
+            yield Recipe(f"mask all {word}", "everywhere" if whole else f"row {row}", False, make, rows, "length")
 
 
-def _with(leaf: Any, row: int, value: int) -> Any:
+def _with(leaf: Any, where: Any, value: int) -> Any:
     changed = leaf.clone() if isinstance(leaf, torch.Tensor) else leaf.copy()
-    changed[row] = value
+    changed[where] = value
     return changed
 
 

@@ -142,7 +142,9 @@ def of_text_array(array: npt.NDArray[Any]) -> Iterator[Recipe]:
         # The fixed width of a numpy text array would cut the longer text off again.
         return shaped.astype(str if array.dtype.kind == "U" else array.dtype) if fixed else shaped
 
-    yield from _Texts(array.ravel().tolist(), array.shape, whole).recipes(gaps=not fixed)
+    for recipe in _Texts(array.ravel().tolist(), array.shape, whole).recipes(gaps=not fixed):
+        if array.dtype.kind != "T" or not recipe.invalid:  # numpy's StringDType is UTF-8: it holds no lone surrogate
+            yield recipe
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import nn
 
 from pytest_nanstab.batches import trees
 from pytest_nanstab.corruptions.rows import as_array, is_rows
-from pytest_nanstab.pipelines.isolation import Kept, is_function
+from pytest_nanstab.pipelines.isolation import GENERATORS, Kept, is_function
 
 # Below float32's resolution rows can no longer be told apart (IEEE 754: eps = 2**-23).
 _COLLAPSED = float(np.finfo(np.float32).eps)
@@ -29,10 +28,7 @@ def bad_buffers(subject: Any) -> set[str]:
 
 def holds_generator(subject: Any) -> bool:
     """Whether a pipeline draws from a generator of its own, whose state no restoring of the global ones resets."""
-    return any(isinstance(item, _GENERATORS) for item in _held(subject))
-
-
-_GENERATORS = (np.random.Generator, np.random.RandomState, torch.Generator, random.Random)
+    return any(isinstance(item, GENERATORS) for item in _held(subject))
 
 
 def _modules(subject: Any) -> list[nn.Module]:

@@ -81,8 +81,8 @@ def _wrapped(value: int, dtype: Any) -> int | None:
 
 
 def _first(clean: Any, output: Any, made_of: Any, words: str) -> Leak | None:
-    before = {leaf.field: leaf for leaf in numeric_leaves(clean, name="output")}
-    for leaf in numeric_leaves(output, name="output"):
+    before = {leaf.field: leaf for leaf in numeric_leaves(clean, name="output", objects=True)}
+    for leaf in numeric_leaves(output, name="output", objects=True):
         values = as_array(leaf.values)
         if values.dtype.kind not in "iu" or leaf.locate is not None:
             continue
@@ -106,7 +106,7 @@ def rounding(output: Any, corruption: Corruption) -> str | None:
     value = dict(WHOLE).get(corruption.name)
     if value is None or corruption.family != "integer":
         return None
-    for leaf in numeric_leaves(output, name="output"):
+    for leaf in numeric_leaves(output, name="output", objects=True):
         values = as_array(leaf.values)
         nearest = values.dtype.type(value) if values.dtype.kind == "f" else None
         if nearest is not None and np.isfinite(nearest) and int(nearest) != value and (values == nearest).any():

@@ -81,7 +81,7 @@ def line_of(trace: LineTrace, corruption: Corruption, policy: str, leak: outputs
         leak: what came out; None where it was swallowed.
     """
     if leak is None:
-        return _swallowing(trace, corruption)
+        return _swallowing(trace, corruption, policy)
     way = _way(trace)
     blamed = _blind_line(trace, corruption, policy, way, leak) if corruption.invalid else None
     return blamed or (way[0].spot if way else _handed_on(trace))
@@ -96,7 +96,7 @@ def _blind_line(
         found = [step.spot for step in way if step.line.repairs and step.bad_reads]
         return found[0] if found else None
     if policy == "reject":
-        checks = [spot for call, step in trace.order if (spot := _checked_at(call, step)) is not None]
+        checks = [spot for call, step in trace.order if (spot := _checked_at(trace, call, step)) is not None]
         return checks[-1] if checks and came_in else None
     # What comes out infinite although it was repaired was made too large by the repair.
     large = leak.damage is not None and bool(leak.damage.inf)
@@ -120,9 +120,19 @@ def _asked_at(trace: LineTrace, repair: Step) -> Spot:
 
 def keeping_line(trace: LineTrace) -> Spot | None:
     """The first line that kept something: something bad where that is seen, else anything."""
-    bad = [step.spot for _, step in trace.order if any(name.startswith("self.") for name in step.changed)]
-    any_kept = [step.spot for _, step in trace.order if step.keeps]
-    return next(iter([*bad, *any_kept]), None)
+    bad = [step for _, step in trace.order if any(name.startswith("self.") for name in step.changed)]
+    if bad:
+        return _call_of_keeper(trace, bad[0]).spot
+    return next((step.spot for _, step in trace.order if step.keeps), None)
+
+
+def _call_of_keeper(trace: LineTrace, step: Step) -> Step:
+    """The innermost line that called what kept something: it is the one to move below the check."""
+    for number in step.calls:
+        for inner in trace.calls[number].steps:
+            if inner.calls and any(name.startswith("self.") for name in inner.changed):
+                return _call_of_keeper(trace, inner)
+    return step
 
 
 def stage_of(trace: LineTrace) -> str | None:
@@ -130,10 +140,11 @@ def stage_of(trace: LineTrace) -> str | None:
     return next((name for name, bad in trace.stages if bad is not None), None)
 
 
-def _swallowing(trace: LineTrace, corruption: Corruption) -> Spot | None:
+def _swallowing(trace: LineTrace, corruption: Corruption, policy: str) -> Spot | None:
     """The last line that computed with something bad: what comes after it is finite again.
 
-    Where that line raised, it is the handler that went on; a text is swallowed by what decodes or encodes it.
+    Where that line raised, it is the handler that went on; a text is swallowed by what decodes or encodes it. A check
+    that looked at the value and did not see it comes before what it then became finite in.
     """
     found = [(call, step) for call, step in trace.order if step.bad_reads and not step.line.is_move | step.line.is_loop]
     if not found:
@@ -143,7 +154,11 @@ def _swallowing(trace: LineTrace, corruption: Corruption) -> Spot | None:
     inner = [(call, step) for call, step in found if not step.calls]
     found = coders[:1] or inner or found
     handlers = [step.spot for call, last in found for step in _handlers_after(call, last)]
-    return handlers[-1] if handlers else found[-1][1].spot
+    if handlers:
+        return handlers[-1]
+    blind = policy == "reject" and corruption.invalid and corruption.family == "nonfinite"
+    checks = [spot for call, step in trace.order if blind and (spot := _checked_at(trace, call, step)) is not None]
+    return checks[-1] if checks else found[-1][1].spot
 
 
 def _handlers_after(call: Call, step: Step) -> list[Step]:
@@ -151,11 +166,19 @@ def _handlers_after(call: Call, step: Step) -> list[Step]:
     return list(takewhile(lambda later: later.line.handles, after))
 
 
-def _checked_at(call: Call, step: Step) -> Spot | None:
+def _checked_at(trace: LineTrace, call: Call, step: Step) -> Spot | None:
     """The line that looked at the bad value for a check: the check itself, or what it tests."""
     if not step.line.is_guard:
         return None
-    return step.spot if step.bad_reads else _looked(call, step, 3)
+    if step.bad_reads:
+        return _asking(trace, step) or step.spot
+    return _looked(call, step, 3)
+
+
+def _asking(trace: LineTrace, step: Step) -> Spot | None:
+    """The line of a function that a check has asked, where it looked at the value."""
+    inner = [asked for number in step.calls for asked in trace.calls[number].steps if asked.bad_reads]
+    return inner[-1].spot if inner and not inner[-1].line.is_guard else None
 
 
 def _looked(call: Call, step: Step, depth: int) -> Spot | None:

@@ -21,10 +21,19 @@ class Comparison:
         self.rows = row_sets.count_rows(sample)
         self.clean_rows = row_sets.count_rows(clean)
 
-    def changed(self, output: Any, corruption: Corruption, *, independent: bool) -> str | None:
-        """How a repaired output differs from the clean one where it should not; None where it does not."""
+    def changed(self, output: Any, corruption: Corruption, *, independent: bool, learned: bool = False) -> str | None:
+        """How a repaired output differs from the clean one where it should not; None where it does not.
+
+        Args:
+            output: of the corrupted sample.
+            corruption: what it suffered.
+            independent: whether the rows that are good must come out as before.
+            learned: whether the output may be as wide as what was learned.
+        """
+        if self.rows and len(corruption.rows) == self.rows and not row_sets.count_rows(output):
+            return None  # without the bad rows, nothing is left
         lost = self._lost_rows(output, corruption)
-        loose = _holds_text(corruption.value) or outputs.forms(corruption.value) != self.sample_forms
+        loose = learned or _holds_text(corruption.value) or outputs.forms(corruption.value) != self.sample_forms
         problem = self._form_problem(outputs.forms(output), lost, loose)
         if problem is not None or not independent or not corruption.rows:
             return problem

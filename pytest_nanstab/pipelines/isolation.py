@@ -9,9 +9,12 @@ from __future__ import annotations
 import copy
 import dis
 import inspect
+import random
+import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -26,24 +29,41 @@ _DEPTH = 4  # of functions that call functions
 _FUNCTIONS = (types.FunctionType, types.MethodType, partial)
 # Machinery that a closure may hold: no pipeline keeps data in it, and a copy would drag a whole session along.
 _NOT_KEPT = frozenset({"_pytest", "pytest", "pytest_nanstab", "hypothesis", "logging", "threading", "multiprocessing"})
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, types.BuiltinFunctionType)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
+_HOLDERS = (list, dict, set, deque, np.ndarray, torch.Tensor)
+GENERATORS = (np.random.Generator, np.random.RandomState, torch.Generator, random.Random)
+_UNCOPYABLE = (TypeError, RuntimeError, NotImplementedError, AttributeError)  # locks, generators, tensors with history
 
 
 def clone(pipeline: Any) -> Any:
     """A fresh copy, so that no run sees what an earlier one learned; what cannot be copied is used as it is."""
     try:
         return copy.deepcopy(pipeline)
-    except (TypeError, RuntimeError, NotImplementedError):  # locks, generators, tensors with history
+    except _UNCOPYABLE:
+        return _copied_in_parts(pipeline)
+
+
+def _copied_in_parts(pipeline: Any) -> Any:
+    """A shallow copy with a copy of each attribute that has one: a lock is shared, statistics beside it are not."""
+    try:
+        fresh = copy.copy(pipeline)
+        attributes = {**getattr(pipeline, "__dict__", {}), **slots_of(pipeline)}
+    except _UNCOPYABLE:
         return pipeline
+    for name, value in attributes.items():
+        with suppress(*_UNCOPYABLE):
+            object.__setattr__(fresh, name, copy.deepcopy(value))
+    return fresh
 
 
 @contextmanager
 def isolated(pipeline: Any) -> Iterator[Any]:
     """The pipeline to call: a copy, or the function itself with what it keeps put back afterwards."""
-    if not is_function(pipeline):
-        yield clone(pipeline)
-        return
     kept = Kept(pipeline)
+    if not is_function(pipeline):
+        with kept.restored():
+            yield clone(pipeline)
+        return
     with kept.restored():
         yield pipeline
 
@@ -53,16 +73,33 @@ def is_function(pipeline: object) -> bool:
     return isinstance(pipeline, _FUNCTIONS)
 
 
+def slots_of(node: Any) -> dict[str, Any]:
+    """The attributes that an object keeps in slots."""
+    names = [name for kind in type(node).__mro__ for name in _slot_names(kind)]
+    return {name: getattr(node, name) for name in names if hasattr(node, name)}
+
+
+def _slot_names(kind: type) -> tuple[str, ...]:
+    names = vars(kind).get("__slots__", ()) if is_user_file(class_file(kind)) else ()
+    return (names,) if isinstance(names, str) else tuple(name for name in names if not name.startswith("__"))
+
+
+def class_file(kind: type) -> str:
+    """The file of the module that defines a class."""
+    return getattr(sys.modules.get(kind.__module__), "__file__", None) or "<unknown>"
+
+
 class Kept:
     """What a function can keep from call to call."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, pipeline: Any) -> None:
         self.objects: dict[int, Any] = {}
         self._cells: dict[int, Any] = {}
         self._names: dict[tuple[int, str], dict[str, Any]] = {}
         self._seen: set[int] = set()
         self._rebinds = False
-        self._add(function, _DEPTH)
+        # An object itself is copied; what it shares with others is not.
+        self._add(pipeline if is_function(pipeline) else type(pipeline), _DEPTH)
 
     @property
     def anything(self) -> bool:
@@ -70,9 +107,14 @@ class Kept:
         return bool(self.objects) or self._rebinds
 
     def _add(self, node: Any, depth: int) -> None:
-        if id(node) in self._seen or isinstance(node, _PLAIN) or depth < 0:
+        if id(node) in self._seen or depth < 0:
             return
         self._seen.add(id(node))
+        if isinstance(node, type):
+            self._add_class(node, depth - 1)
+            return
+        if isinstance(node, _PLAIN):
+            return
         if isinstance(node, partial):
             for part in (node.func, *node.args, *node.keywords.values()):
                 self._add(part, depth)
@@ -85,6 +127,16 @@ class Kept:
             self.objects.update((id(buffer), buffer) for buffer in node.buffers())
         elif library(node) not in _NOT_KEPT:
             self.objects[id(node)] = node
+
+    def _add_class(self, kind: type, depth: int) -> None:
+        """What a class of the user's keeps for all of its objects, and what its methods keep."""
+        if not is_user_file(class_file(kind)):
+            return
+        for name, value in vars(kind).items():
+            if isinstance(value, _HOLDERS) and not name.startswith("__"):
+                self.objects[id(value)] = value
+            elif isinstance(value, types.FunctionType):
+                self._add_function(value, depth)
 
     def _add_function(self, function: Any, depth: int) -> None:
         if not isinstance(function, types.FunctionType) or not is_user_file(function.__code__.co_filename):
@@ -163,15 +215,17 @@ def _lent_copy(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:
     """
     if isinstance(node, (torch.Tensor, np.ndarray)):
         return _of_values(node)
+    if isinstance(node, GENERATORS):
+        return _of_generator(node)
     try:
-        if isinstance(node, (list, set, dict)):
+        if isinstance(node, (list, set, dict, deque)):
             return _of_container(node, memo)
         own = getattr(node, "__dict__", None)
         if type(own) is not dict:
-            return None
+            return _of_slots(node, memo)
         node.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
         return partial(_set_dict, node, own)
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError, RecursionError):
+    except (*_UNCOPYABLE, ValueError, RecursionError):
         return None
 
 
@@ -200,6 +254,29 @@ def _of_values(node: Any) -> Callable[[], None] | None:
     return put_back
 
 
+def _of_generator(node: Any) -> Callable[[], None]:
+    """Each run draws the same numbers."""
+    if isinstance(node, np.random.Generator):
+        return partial(setattr, node.bit_generator, "state", copy.deepcopy(node.bit_generator.state))
+    if isinstance(node, random.Random):
+        return partial(node.setstate, node.getstate())
+    return partial(node.set_state, node.get_state())
+
+
+def _of_slots(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:
+    before = slots_of(node)
+    if not before:
+        return None
+    for name, value in before.items():
+        setattr(node, name, copy.deepcopy(value, memo))
+    return partial(_set_slots, node, before)
+
+
+def _set_slots(node: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(node, name, value)
+
+
 def _of_container(node: Any, memo: dict[int, Any]) -> Callable[[], None]:
     before = node.copy()
     lent = (
@@ -214,6 +291,9 @@ def _of_container(node: Any, memo: dict[int, Any]) -> Callable[[], None]:
 def _fill(node: Any, contents: Any) -> None:
     if isinstance(node, list):
         node[:] = contents
+    elif isinstance(node, deque):
+        node.clear()
+        node.extend(contents)
     else:
         node.clear()
         node.update(contents)

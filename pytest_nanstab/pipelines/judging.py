@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pytest_nanstab.pipelines.ways import Session, Way
 
 Policy = Literal["reject", "sanitize"]
 _ENOUGH = 3  # corruptions of a field without any effect say that it is not looked at
+_LEARNED = ("missing", "text", "category", "number text")  # words that a fit takes up as one more of them
 _SATURATED = 0.99  # of the largest number of the output's dtype
 
 
@@ -76,7 +78,9 @@ class Trial:
         self.binary = outputs.holds_binary(self.clean)
         self.largest = outputs.largest_number(self.clean)
         self.clean_overflows = self.largest is not None and outputs.magnitude(self.sample) > self.largest
-        self.independent = self.policy == "sanitize" and self._treats_rows_alone()
+        # What is fitted on other data may come out otherwise in every row, and as wide as it has learned to be.
+        self.independent = self.policy == "sanitize" and not self.way.fits and self._treats_rows_alone()
+        self.repeats = self._repeats()
 
     def _controlled(self) -> str | BaseException | None:
         """What is wrong with the clean run, and with a second one after it; None when nothing is."""
@@ -111,6 +115,13 @@ class Trial:
             with suppress(Exception), same_random_state(), trace.recording():
                 session.run(copied)
 
+    def _repeats(self) -> bool:
+        """Whether a pipeline that has seen nothing gives the same again: else its state is kept out of reach."""
+        try:
+            return row_sets.same_rows(self.once(self.sample), self.clean)
+        except Exception:  # noqa: BLE001 - what fails the second time does not repeat
+            return False
+
     def _treats_rows_alone(self) -> bool:
         """Whether clean rows come out the same in another order and in other company."""
         if self.rows is None or self.rows < 2 or row_sets.count_rows(self.clean) != self.rows:
@@ -132,9 +143,12 @@ class Trial:
         used = {_field_of(outcome) for outcome in found if not outcome.same}
         tried = Counter(_field_of(outcome) for outcome in found)
         unused = {field for field, count in tried.items() if field and count >= _ENOUGH and field not in used}
+        unread = _unread_rows(found)
         return [
-            replace(outcome, words="not used", ok=True) if _field_of(outcome) in unused else outcome
-            for outcome in found
+            replace(item, words="not used", ok=True)
+            if _field_of(item) in unused or (not item.ok and item.same and set(item.corruption.rows) <= unread)
+            else item
+            for item in found
         ]
 
     def outcome(self, corruption: Corruption) -> Outcome:
@@ -180,7 +194,7 @@ class Trial:
         if buffers:
             words = f"{found.words}, but kept: {buffers[0]} is not finite"
             return self._told(found.corruption, words, False)
-        if found.error is not None and self._came_out_otherwise(session, later):
+        if found.error is not None and self.repeats and self._came_out_otherwise(session, later):
             return self._told(found.corruption, f"{found.words}, but kept: good data then come out otherwise", False)
         small = found.corruption.invalid and len(found.corruption.rows) <= 1
         if small and aftermath.collapsed(self.later, later):
@@ -207,7 +221,8 @@ class Trial:
             # A logarithm may well bring 1e39 into float32; nan_to_num and clip hide it at the end of the range.
             hidden = corruption.invalid or outputs.magnitude(output) >= _SATURATED * (self.largest or 0.0)
             return ("accepted: finite output", False) if hidden else ("finite", True)
-        problem = self.comparison.changed(output, corruption, independent=self.independent)
+        learned = self.way.fits and corruption.family in _LEARNED
+        problem = self.comparison.changed(output, corruption, independent=self.independent, learned=learned)
         return ("repaired", True) if problem is None else (problem, False)
 
     def _legal(self, output: Any, corruption: Corruption) -> tuple[str, bool]:
@@ -224,11 +239,19 @@ class Trial:
 
 
 def _field_of(outcome: Outcome) -> str:
-    """The one field or column that a corruption lies in; "" for several."""
+    """The one field or column that a corruption lies in, the same in every record of a list; "" for several."""
     names = fields_in(outcome.corruption.place)
-    return names[0] if len(names) == 1 else ""
+    return re.sub(r"(^|\.)\d+\.", r"\1#.", names[0]) if len(names) == 1 else ""
+
+
+def _unread_rows(outcomes: Iterable[Outcome]) -> set[int]:
+    """Rows that come out as before, and without an objection, whatever is done to one of them."""
+    alone = [outcome for outcome in outcomes if len(outcome.corruption.rows) == 1 and outcome.corruption.kept is None]
+    tried = Counter(outcome.corruption.rows[0] for outcome in alone)
+    read = {outcome.corruption.rows[0] for outcome in alone if not outcome.same}
+    return {row for row, count in tried.items() if count >= _ENOUGH and row not in read}
 
 
 def _light(corruption: Corruption) -> Corruption:
     """A corruption without its value: a hundred copies of a large sample are not kept."""
-    return Corruption(corruption.name, corruption.place, corruption.invalid, None, corruption.rows, corruption.family)
+    return replace(corruption, value=None)

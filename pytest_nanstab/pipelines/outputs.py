@@ -90,7 +90,7 @@ def leak(output: Any, *, allowed: Allowance | None = None, binary: bool = True) 
         allowed: where missing values may come out.
         binary: whether bytes may be anything; False where they are texts in UTF-8.
     """
-    for leaf in numeric_leaves(output, name="output", missing="all"):
+    for leaf in numeric_leaves(output, name="output", missing="all", objects=True):
         damage = damage_of(leaf if allowed is None else allowed.cleared(leaf))
         if damage is not None:
             return Leak(f"{damage.what}{place_of(leaf, damage.rows, damage.columns)}", leaf, damage)
@@ -146,7 +146,7 @@ def _is_text(item: str | bytes) -> bool:
 def largest_number(output: Any) -> float | None:
     """The largest number the floating leaves of an output can hold; None without any."""
     limits = []
-    for leaf in numeric_leaves(output, name="output"):
+    for leaf in numeric_leaves(output, name="output", objects=True):
         if not is_float(leaf) or leaf.dtype in ("float", "object"):
             continue
         values = leaf.values

@@ -72,8 +72,16 @@ class Permissions:
         return all(_matches(name, self.patterns) for name in names) if names else "*" in self.patterns
 
     def of(self, corruption: Corruption) -> Allowance | None:
-        """What may come out of a corruption; None where nothing may."""
-        return self._allowance(corruption.rows) if self.allows(corruption) else self.clean
+        """What may come out of a corruption; None where nothing may.
+
+        Of a row that is bad in all columns, NaN may stay in those that are declared; what is no number in one of these,
+        an infinity or a text, may become NaN.
+        """
+        if not self.patterns:
+            return self.clean
+        names = fields_in(corruption.place)
+        declared = bool(names) and all(_matches(name, self.patterns) for name in names)
+        return self._allowance(corruption.rows if declared or self.allows(corruption) else ())
 
     def _of_sample(self, sample: Any) -> Allowance | None:
         rows: set[int] = set()

@@ -16,6 +16,7 @@ _REPAIRS = re.compile(
     r"fillna|[fb]fill|pad|interpolate|nan_to_num_?|where|clip_?|clamp_?|fill_null|fill_nan|dropna|masked_fill_?|replace"
     r"|mask|filled|putmask|copyto|minimum|maximum|to_numeric|impute|encode|decode"
 )
+_COPIES = re.compile(r"(deep)?copy|clone|detach|contiguous|reset_index|list|tuple|dict|iter|enumerate|zip|items")
 _ASKS = re.compile(r"isnan|isna|isnull|isfinite|isinf|notna|notnull|is_nan|is_null|is_finite|is_infinite|abs")
 _KEEPERS = re.compile(r"append|add_?|update|extend|insert|setdefault|partial_fit|fit|mul_|sub_|copy_|lerp_")
 
@@ -81,11 +82,11 @@ def _tree(filename: str) -> ast.Module | None:
 
 
 def _statement_at(tree: ast.Module, number: int) -> ast.stmt | None:
-    """The innermost statement that covers a line; a lambda on it is part of its statement."""
+    """The innermost statement that covers a line; of those that begin on it the outermost, as in `if bad: raise`."""
     found: ast.stmt | None = None
     for node in ast.walk(tree):
         covers = isinstance(node, ast.stmt) and node.lineno <= number <= (node.end_lineno or node.lineno)
-        if covers and (found is None or node.lineno >= found.lineno):  # type: ignore[attr-defined]
+        if covers and (found is None or node.lineno > found.lineno):  # type: ignore[attr-defined]
             found = node  # type: ignore[assignment]
     return found
 
@@ -107,9 +108,9 @@ def _reads(node: ast.AST, *, augmented: bool = False) -> Iterator[str]:
             yield f"self.{node.attr}"
     if _is_shape_call(node):
         return
-    column = _column_of(node)
-    if column is not None:
-        yield column
+    columns = _columns_of(node)
+    if columns:
+        yield from columns
         return
     if isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Load) or augmented):
         yield node.id
@@ -123,17 +124,18 @@ def _is_shape_call(node: ast.AST) -> bool:
     return isinstance(called, ast.Name) and _SHAPE_CALLS.fullmatch(called.id) is not None
 
 
-def _column_of(node: ast.AST) -> str | None:
-    """ "frame['age']" for one column or field by its name: the others' faults are not read there."""
+def _columns_of(node: ast.AST) -> list[str]:
+    """ "frame['age']" for columns or a field by their names: the others' faults are not read there."""
     if not (isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.ctx, ast.Load)):
-        return None
-    key = node.slice.value if isinstance(node.slice, ast.Constant) else None
-    return f"{node.value.id}[{key!r}]" if isinstance(key, str) else None
+        return []
+    parts = node.slice.elts if isinstance(node.slice, ast.List) else [node.slice]
+    keys = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    return [f"{node.value.id}[{key!r}]" for key in keys] if len(keys) == len(parts) else []
 
 
 def _computes(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
-        return not _is_shape_call(node)
+        return not _is_shape_call(node) and _COPIES.fullmatch(_called(node)) is None
     return isinstance(node, (ast.BinOp, ast.UnaryOp, ast.AugAssign))
 
 

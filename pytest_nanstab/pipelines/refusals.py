@@ -56,7 +56,8 @@ def is_librarys_own(error: Exception, corruption: Corruption) -> bool:
     elif corruption.family in _EMPTIED:
         return True
     if isinstance(error, LookupError):
-        looked_up = corruption.family in _CODES
+        # A list of indices that a sampler was given was made for as many rows as there were.
+        looked_up = corruption.family in (*_CODES, "rows")
         return looked_up or (isinstance(error, IndexError) and _EMPTY.search(str(error)) is not None)
     home = type(error).__module__.partition(".")[0]
     return isinstance(error, _OWN_WORDS) or home in ("polars", "pandas", "sklearn", "torch", "numpy", "pyarrow")

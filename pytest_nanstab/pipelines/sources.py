@@ -15,6 +15,7 @@ from pytest_nanstab.attribution.source import is_user_file
 from pytest_nanstab.batches import trees
 from pytest_nanstab.checks._leaves import library
 from pytest_nanstab.corruptions.rows import as_array, is_rows
+from pytest_nanstab.pipelines.isolation import slots_of
 
 MOST_ITEMS = 1000  # of a source that has no end, or of a large one
 _DEPTH = 8
@@ -90,7 +91,10 @@ def _items(dataset: Any) -> Iterator[Any]:
 
 
 def _are_batches(parts: list[Any]) -> bool:
-    """Whether parts are batches and not items: all that has a first dimension in one has the same."""
+    """Whether parts are batches and not items: what has a first dimension has the same, and some have a second."""
+    leaves = [leaf for part in parts for _, leaf in trees.leaves(part, node=trees.is_node) if is_rows(leaf)]
+    if all(len(leaf.shape) < 2 for leaf in leaves):
+        return False
     sizes = [{len(leaf) for _, leaf in trees.leaves(part, node=trees.is_node) if is_rows(leaf)} for part in parts]
     return bool(sizes) and all(len(found) == 1 for found in sizes) and len(set.union(*sizes)) <= 2
 
@@ -173,8 +177,7 @@ class Holder:
             memo[id(self.source.dataset)] = data
         else:
             _replace(self.sample, data, memo)
-        for generator in _generators(self.source):
-            memo[id(generator)] = generator.clone_state() if hasattr(generator, "clone_state") else generator
+        memo.update(_as_they_are(self.source))
         return copy.deepcopy(self.source, memo)
 
 
@@ -209,7 +212,7 @@ def _contents(node: Any) -> list[Any]:
     if isinstance(node, (list, tuple, set)):
         return list(node)[: 10 * MOST_ITEMS]
     own = getattr(node, "__dict__", None)
-    return list(own.values()) if isinstance(own, dict) else []
+    return [*(own.values() if isinstance(own, dict) else ()), *slots_of(node).values()]
 
 
 def _all_held(sample: Any, held: dict[int, Any]) -> bool:
@@ -254,5 +257,15 @@ def _same_numbers(wanted: Any, node: Any) -> bool:
     return bool(np.allclose(values.astype(np.float64), wanted.astype(np.float64), rtol=1e-5))
 
 
-def _generators(source: Any) -> list[torch.Generator]:
-    return [node for node in _held_in(source).values() if isinstance(node, torch.Generator)]
+def _as_they_are(source: Any) -> dict[int, Any]:
+    """What a source holds and cannot be copied, a lock or an open file say, as itself; generators in their state."""
+    found: dict[int, Any] = {}
+    for key, node in _held_in(source).items():
+        if isinstance(node, torch.Generator):
+            found[key] = node.clone_state() if hasattr(node, "clone_state") else node
+        elif not _contents(node) and not is_rows(node):
+            try:
+                copy.deepcopy(node)
+            except (TypeError, RuntimeError, NotImplementedError):
+                found[key] = node
+    return found

@@ -21,12 +21,16 @@ from pytest_nanstab.corruptions.catalogue import fresh
 
 Array = npt.NDArray[Any]
 Run = Callable[[Any], Any]
+_Tables = tuple[Array, Array]  # training rows, test rows
 _TRAIN = re.compile(r"^(x_?)?(train|training|fit)(ing)?(_?x|_set|_data)?$", re.IGNORECASE)
 _TEST = re.compile(r"^(x_?)?(test|testing|val|valid|validation|eval|dev|holdout)(_?x|_set|_data)?$", re.IGNORECASE)
 _MOST_PROBES = 48
 _FEWEST_ROWS = 6
 # A row is moved by a quarter of a standard deviation: enough to change a mean or a range, too little to be an outlier.
 _MOVE = 0.25
+# Beyond the largest value, to move a range; and so far that whatever sorts out outliers sorts it out.
+_BEYOND, _FAR = "beyond", "far"
+_FAR_PROBES = 6
 # Among others the moved row must stand out by this factor, or it is not known where it went.
 _STANDS_OUT = 2.0
 
@@ -97,11 +101,34 @@ class _Probe:
         self.run, self.sample = run, sample
         self.given = _parts(sample, None)
         self.rows = row_sets.count_rows(self.given[1] if self.given else sample) or 0
-        output = run(fresh(sample)) if self.rows >= (2 if self.given else _FEWEST_ROWS) else None
-        self.before = None if output is None else self._tables(output)
-        self.applies = self.before is not None
+        self.before = self._run(sample) if self.rows >= (2 if self.given else _FEWEST_ROWS) else None
+        self.applies = self.before is not None and self._repeats() and (self._is_named() or self._splits_by_index())
 
-    def _tables(self, output: Any) -> tuple[Array, Array] | None:
+    def _run(self, data: Any) -> _Tables | None:
+        return self._tables(self.run(fresh(data)))
+
+    def _repeats(self) -> bool:
+        """Whether the same rows are divided the same way again: a split may be drawn."""
+        again = self._run(self.sample)
+        return self.before is not None and again is not None and _is_same_partition(self.before, again, None)
+
+    def _is_named(self) -> bool:
+        """Whether the parts are called training and test, or came in as two."""
+        return self.given is not None or isinstance(self.run(fresh(self.sample)), Mapping)
+
+    def _splits_by_index(self) -> bool:
+        """Whether it is the place of a row that decides where it goes: inliers and outliers are no splits."""
+        assert self.before is not None
+        for row in self._probes()[:: max(1, len(self._probes()) // _FAR_PROBES)]:
+            try:
+                after = self._run(_with_moved_row(self.sample, row, test_only=False, by=_FAR))
+            except Exception:  # noqa: BLE001 - a row so far away may be refused
+                continue
+            if after is None or any(len(a) != len(b) for a, b in zip(self.before, after, strict=True)):
+                return False
+        return True
+
+    def _tables(self, output: Any) -> _Tables | None:
         found = _parts(output, None if self.given else self.rows)
         if found is None:
             return None
@@ -126,13 +153,14 @@ class _Probe:
 
     def _moved(self, row: int, *, beyond: bool) -> LeakedStatistics | None:
         assert self.before is not None
-        changed = _with_moved_row(self.sample, row, test_only=self.given is not None, beyond=beyond)
+        by = _BEYOND if beyond else _MOVE
+        changed = _with_moved_row(self.sample, row, test_only=self.given is not None, by=by)
         after = self._tables(self.run(changed))
         if after is None or any(a.shape != b.shape for a, b in zip(self.before, after, strict=True)):
             return None
         train, test = (_row_changes(a, b) for a, b in zip(self.before, after, strict=True))
         at = self._place_in_test(row, train, test)
-        if at is None:
+        if at is None or not _is_same_partition(self.before, after, at):
             return None
         others = np.delete(test, at)
         if (train > 0).any():
@@ -172,6 +200,20 @@ class _Probe:
         return LeakedStatistics(how, f"{rows} depend on a test row", seen)
 
 
+def _is_same_partition(before: _Tables, after: _Tables, at: int | None) -> bool:
+    """Whether every row but the one at `at` of the test part is where it was: its rank in each column says so.
+
+    Scaling with other statistics keeps the order of a column; sorting and drawing anew do not.
+    """
+    if any(a.shape != b.shape for a, b in zip(before, after, strict=True)):
+        return False
+    tests = [table if at is None else np.delete(table, at, axis=0) for table in (before[1], after[1])]
+    return all(
+        bool((np.argsort(a, axis=0, kind="stable") == np.argsort(b, axis=0, kind="stable")).all())
+        for a, b in ((before[0], after[0]), (tests[0], tests[1]))
+    )
+
+
 def _row_changes(before: Array, after: Array) -> Array:
     """By how much each row changed, in units of its column's spread; 0 where it is rounding."""
     scale = np.ptp(np.concatenate([before, after]), axis=0)
@@ -186,7 +228,7 @@ def _parts(value: Any, rows: int | None) -> tuple[Any, Any] | None:
     if isinstance(value, Mapping):
         train = [item for key, item in value.items() if _TRAIN.match(str(key))]
         test = [item for key, item in value.items() if _TEST.match(str(key))]
-        return (train[0], test[0]) if len(train) == 1 and len(test) == 1 else None
+        return (train[0], test[-1]) if len(train) == 1 and test else None
     names = getattr(value, "_fields", ())
     if names:
         return _parts(value._asdict(), rows)
@@ -233,9 +275,9 @@ def _numbers_of(leaf: Any) -> Array | None:
 # --- moving a row
 
 
-def _with_moved_row(sample: Any, row: int, *, test_only: bool, beyond: bool) -> Any:
+def _with_moved_row(sample: Any, row: int, *, test_only: bool, by: float | str) -> Any:
     def moved(tree: Any) -> Any:
-        return trees.mapped(lambda _path, leaf: _moved_leaf(leaf, row, beyond=beyond), fresh(tree), node=trees.is_node)
+        return trees.mapped(lambda _path, leaf: _moved_leaf(leaf, row, by), fresh(tree), node=trees.is_node)
 
     if not test_only:
         return moved(sample)
@@ -245,14 +287,14 @@ def _with_moved_row(sample: Any, row: int, *, test_only: bool, beyond: bool) -> 
     return trees.rebuilt(sample, parts)
 
 
-def _moved_leaf(leaf: Any, row: int, *, beyond: bool) -> Any:
+def _moved_leaf(leaf: Any, row: int, by: float | str) -> Any:
     if not row_sets.is_rows(leaf):
         return leaf
     if library(leaf) in ("pandas", "polars"):
-        return _moved_frame(leaf, row, beyond=beyond)
+        return _moved_frame(leaf, row, by)
     values = row_sets.as_array(leaf)
     if values.dtype.kind == "f" and row < len(values):
-        moved = (values.max(axis=0) if beyond else values[row]) + _MOVE * values.std(axis=0)
+        moved = _moved_to(values[row], values.max(axis=0), values.std(axis=0), by)
         leaf[row] = torch.as_tensor(moved, dtype=leaf.dtype) if isinstance(leaf, torch.Tensor) else moved
     return leaf
 
@@ -274,7 +316,13 @@ def _relabelled(leaf: Any, original: Any) -> Any:
     return leaf.set_axis(original.index, axis=0) if library(leaf) == "pandas" else leaf
 
 
-def _moved_frame(frame: Any, row: int, *, beyond: bool) -> Any:
+def _moved_to(value: Any, largest: Any, deviation: Any, by: float | str) -> Any:
+    if by == _FAR:
+        return largest + 100 * deviation
+    return (largest if by == _BEYOND else value) + _MOVE * deviation
+
+
+def _moved_frame(frame: Any, row: int, by: float | str) -> Any:
     from pytest_nanstab.corruptions.pandas_frames import PandasView
     from pytest_nanstab.corruptions.polars_frames import PolarsView
 
@@ -286,6 +334,6 @@ def _moved_frame(frame: Any, row: int, *, beyond: bool) -> Any:
         view: PandasView | PolarsView = PandasView(changed) if pandas else PolarsView(changed)
         if view.holds(column) == "float":
             numbers = view.numbers(column)
-            start = np.nanmax(numbers) if beyond else numbers[row]
-            changed = view.with_value([column], [row], float(start + _MOVE * np.nanstd(numbers)))
+            moved = _moved_to(numbers[row], np.nanmax(numbers), np.nanstd(numbers), by)
+            changed = view.with_value([column], [row], float(moved))
     return changed

@@ -251,4 +251,18 @@ def _statistics_line(pipeline: Any, *, last: bool) -> Spot | None:
         found = [line for line in sorted(lines) if pattern.search(linecache.getline(code.co_filename, line))]
         if found:
             return code.co_filename, found[-1 if last else 0]
-    return code.co_filename, first
+    asking = [
+        line for line in sorted(lines) if _asks_for_statistics(pipeline, linecache.getline(code.co_filename, line))
+    ]
+    return code.co_filename, asking[0] if asking else first
+
+
+def _asks_for_statistics(pipeline: Any, line: str) -> bool:
+    """Whether a line calls a method of the object that takes statistics."""
+    for name in re.findall(r"self\.(\w+)\(", line):
+        code = getattr(getattr(type(pipeline), name, None), "__code__", None)
+        if code is not None and is_user_file(code.co_filename):
+            numbers = {number for _, _, number in code.co_lines() if number is not None}
+            if any(_STATISTICS.search(linecache.getline(code.co_filename, number)) for number in numbers):
+                return True
+    return False
