@@ -310,6 +310,28 @@ def test_a_hand_written_tokenizer():
     assert_handles_nonfinite(tolerant, ["abc", "a head", "bad"], policy="reject")
 
 
+def test_a_tokenizer_that_people_use():
+    """Hugging Face's: unknown words have a token, a lone surrogate is refused; a mean over no token is NaN."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    texts = ["a horse", "my kingdom", "for a horse"]
+    tokenizer.train_from_iterator(texts, tokenizers.trainers.WordLevelTrainer(special_tokens=["[UNK]", "[PAD]"]))
+    tokenizer.enable_padding(pad_id=1)
+
+    def encode(data):
+        return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(data)])
+
+    def share_of_unknown(data):
+        ids = encode(data)
+        return (ids == 0).sum(dim=1) / (ids != 1).sum(dim=1)
+
+    assert_handles_nonfinite(encode, texts, policy="reject")
+    words = outcomes(failure(share_of_unknown, texts, policy="reject"))
+    assert words["empty text", "element [1]"] == "let through: NaN, row 1"
+    assert words["lone surrogate", "element [1]"] == "refused"
+
+
 Pair = namedtuple("Pair", "x y")
 
 

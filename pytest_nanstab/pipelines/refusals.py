@@ -15,6 +15,7 @@ from pytest_nanstab.corruptions.model import Corruption
 # pipeline, but the library's own refusal.
 _OWN_WORDS = (RuntimeError, NotImplementedError, MemoryError)
 _EMPTY = re.compile(r"non-zero size|empty|numel\(\) == 0|zero-size", re.IGNORECASE)
+_SAMPLING = re.compile(r"/torch/utils/data/")
 _EMPTIED = ("rows", "length")
 _CODES = ("integer", "sign", "category")
 
@@ -56,8 +57,7 @@ def is_librarys_own(error: Exception, corruption: Corruption) -> bool:
     elif corruption.family in _EMPTIED:
         return True
     if isinstance(error, LookupError):
-        # A list of indices that a sampler was given was made for as many rows as there were.
-        looked_up = corruption.family in (*_CODES, "rows")
+        looked_up = corruption.family in _CODES or (corruption.family == "rows" and _while_sampling(error))
         return looked_up or (isinstance(error, IndexError) and _EMPTY.search(str(error)) is not None)
     home = type(error).__module__.partition(".")[0]
     return isinstance(error, _OWN_WORDS) or home in ("polars", "pandas", "sklearn", "torch", "numpy", "pyarrow")
@@ -66,6 +66,12 @@ def is_librarys_own(error: Exception, corruption: Corruption) -> bool:
 def _innermost(error: Exception) -> traceback.FrameSummary | None:
     frames = traceback.extract_tb(error.__traceback__)
     return frames[-1] if frames else None
+
+
+def _while_sampling(error: Exception) -> bool:
+    """Whether torch was reading a data set: the indices that it was given were made for as many rows as there were."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(_SAMPLING.search(frame.filename.replace("\\", "/")) for frame in frames)
 
 
 def names_place(message: str, corruption: Corruption) -> bool:

@@ -155,7 +155,10 @@ class _Probe:
         assert self.before is not None
         by = _BEYOND if beyond else _MOVE
         changed = _with_moved_row(self.sample, row, test_only=self.given is not None, by=by)
-        after = self._tables(self.run(changed))
+        try:
+            after = self._tables(self.run(changed))
+        except Exception:  # noqa: BLE001 - a row that is moved out of a declared range may be refused
+            return None
         if after is None or any(a.shape != b.shape for a, b in zip(self.before, after, strict=True)):
             return None
         train, test = (_row_changes(a, b) for a, b in zip(self.before, after, strict=True))
