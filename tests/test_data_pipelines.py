@@ -70,12 +70,14 @@ def test_broken_pipeline_is_found_at_its_line(path):
         assert any(module.CULPRIT in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_mended_pipeline_is_left_alone(path):
     """The twin handles every corruption as its policy says."""
     assert findings(loaded(path), True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
 def test_sound_pipeline_is_left_alone(path):
     """It looks dangerous, and is not."""
