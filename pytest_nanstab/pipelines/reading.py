@@ -26,6 +26,7 @@ class Line:
     """A statement, as far as it can matter.
 
     Attributes:
+        start: the line it begins on.
         reads: names and attributes of `self` whose values it reads.
         sets: names it assigns.
         is_move: whether it only hands values on, without calling or computing anything.
@@ -38,6 +39,7 @@ class Line:
         handles: whether it is part of an exception handler.
     """
 
+    start: int = 0
     reads: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     is_move: bool = True
@@ -59,6 +61,7 @@ def line_at(filename: str, number: int) -> Line:
         return Line()
     nodes = list(_own_nodes(statement))
     return Line(
+        start=statement.lineno,
         reads=tuple(dict.fromkeys(_reads(statement))),
         sets=tuple(node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
         is_move=not any(_computes(node) for node in nodes),

@@ -73,6 +73,10 @@ class Call:
     result: Any = None
 
 
+def _is_same_statement(one: Spot, other: Spot) -> bool:
+    return one == other or (line_at(*one).start > 0 and line_at(*one).start == line_at(*other).start)
+
+
 class LineTrace:
     """The calls of a run in the order in which they began."""
 
@@ -142,6 +146,9 @@ class LineTrace:
         if event == "line":
             state = self._close(call, frame)
             code = frame.f_code
+            if call.steps and _is_same_statement(call.steps[-1].spot, (code.co_filename, frame.f_lineno)):
+                # Lines of one statement, and from Python 3.12 on the rounds of a comprehension, are one step.
+                return self._inside
             outer = (*code.co_freevars, *code.co_names)
             step = Step((code.co_filename, frame.f_lineno), state, fields=self.fields, outer=outer)
             call.steps.append(step)
