@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,11 @@ class Tracing:
 
     def _note_inputs(self, region: Region, step: int) -> None:
         """What the outermost modules were fed with since the step before."""
-        seen = list(region.outputs.fed()) or [pair for fed in self._fed for pair in _named(*fed)]
+        from pytest_nanstab.watching.outputs import inputs_of  # that module imports this room
+
+        seen = list(region.outputs.fed()) or [
+            pair for module, args in self._fed for pair in inputs_of(module, args, None)
+        ]
         self._fed.clear()
         with torch_private.unseen():
             self.outliers.note(step, seen)
@@ -203,14 +207,6 @@ class Tracing:
             self._tracer.next_step(region.run.steps + 1)
         elif region.run.steps + 1 >= self._from_step:
             self._switch_on()
-
-
-def _named(module: str, args: Any) -> Iterator[tuple[str, Tensor]]:
-    from pytest_nanstab.watching import measure
-
-    for index, value in enumerate(args):
-        for path, tensor in measure.all_tensors_in(value, f"input {index}"):
-            yield f"{path} of {module}", tensor
 
 
 def _eager_stance() -> AbstractContextManager[Any]:

@@ -101,19 +101,34 @@ def numeric_leaves(obj: Any, *, name: str = "value", missing: Missing = "", obje
 
 def _attributes(spot: _Spot) -> list[Leaf | _Spot]:
     """The attributes of an object of a class that the user has written."""
+    if not is_users_class(type(spot.node)) or isinstance(spot.node, (type, *_OPAQUE, *_GROUPS, Mapping)):
+        return []
+    return [spot.attribute(name, value) for name, value in attributes_of(spot.node).items()]
+
+
+def is_users_class(kind: type) -> bool:
+    """Whether a class stands in a file of the user's."""
     from pytest_nanstab.attribution.source import is_user_file
 
-    kind = type(spot.node)
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if file is None or not is_user_file(file) or isinstance(spot.node, (type, *_OPAQUE, *_GROUPS, Mapping)):
-        return []
-    slots = [name for base in kind.__mro__ for name in _names_of(vars(base).get("__slots__", ()))]
-    names = [*getattr(spot.node, "__dict__", ()), *(name for name in slots if hasattr(spot.node, name))]
-    return [spot.attribute(name, getattr(spot.node, name)) for name in names if not name.startswith("__")]
+    return file is not None and is_user_file(file)
 
 
-def _names_of(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def attributes_of(node: object) -> dict[str, Any]:
+    """What an object keeps in its dictionary and, where its class is the user's, in slots."""
+    own = getattr(node, "__dict__", None)
+    return {**(own if isinstance(own, dict) else {}), **slots_of(node)}
+
+
+def slots_of(node: object) -> dict[str, Any]:
+    """What an object of a user's class keeps in slots."""
+    names = [name for kind in type(node).__mro__ if is_users_class(kind) for name in _slots(kind)]
+    return {name: getattr(node, name) for name in names if hasattr(node, name)}
+
+
+def _slots(kind: type) -> list[str]:
+    names = vars(kind).get("__slots__", ())
+    return [name for name in ([names] if isinstance(names, str) else names) if not name.startswith("__")]
 
 
 def _joined(field: str, part: str) -> str:

@@ -15,7 +15,7 @@ from pytest_nanstab.pipelines import splits, telling
 from pytest_nanstab.pipelines.judging import Policy, Trial
 from pytest_nanstab.pipelines.permissions import Permissions
 from pytest_nanstab.pipelines.refusals import Refusals
-from pytest_nanstab.pipelines.ways import check_workers, sample_of, ways
+from pytest_nanstab.pipelines.ways import check_workers, ways_into
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 _POLICIES = ("reject", "sanitize")
@@ -95,14 +95,14 @@ def pipeline_findings(
     if policy not in _POLICIES:
         raise ValueError(f"policy must be one of {', '.join(_POLICIES)}, got {policy!r}")
     refusals = Refusals(raises, match_place=match_place)
-    held = sample_of(pipeline, sample)
-    chosen = _chosen(held, corruptions)
     source = telling.source_of(pipeline)
     with same_random_state(), warnings.catch_warnings():
         # What a warning filter makes of a pipeline's warnings is not how it handles the value.
         warnings.simplefilter("ignore")
+        found_ways, held = ways_into(pipeline, sample)
+        chosen = _chosen(held, corruptions)
         trials = []
-        for way in ways(pipeline, sample):
+        for way in found_ways:
             trial = Trial(way, held, policy, refusals, Permissions(held, allow_nan, domain))
             if trial.control is not None:
                 return [telling.control_finding(trial.control, way.words, source)]

@@ -107,8 +107,8 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Iterator[Recipe]]], .
     (_is(str, bytes), texts.of_text),
     (_is(list), _of_list),
     (_is(float, np.floating), numbers.of_number),
-    (lambda leaf: pandas_frames.is_frame(leaf) or pandas_frames.is_series(leaf), pandas_frames.corrupted),
-    (lambda leaf: polars_frames.is_frame(leaf) or polars_frames.is_series(leaf), polars_frames.corrupted),
+    (pandas_frames.fits, pandas_frames.corrupted),
+    (polars_frames.fits, polars_frames.corrupted),
     (images.is_pil, images.of_pil),
 )
 

@@ -6,7 +6,8 @@ pandas and polars are never imported here: a frame brings its library along.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -61,6 +62,19 @@ class FrameView(Protocol):
 
     def with_index(self, kind: str) -> Any:
         """A copy whose row labels repeat ("repeated") or have gaps ("gaps"); None where rows have no labels."""
+
+
+def is_instance(value: object, library: str, *names: str) -> bool:
+    """Whether `value` is an instance of one of a library's classes; False where nobody has imported the library."""
+    module = sys.modules.get(library)
+    return module is not None and isinstance(value, tuple(getattr(module, name) for name in names))
+
+
+def of_series(view: FrameView, back: Callable[[Any], Any]) -> Iterator[Recipe]:
+    """Every corruption of a series that was made a frame of one column; `back` makes a series of that again."""
+    for recipe in of_frame(view):
+        place = recipe.place.partition(" of ")[0]
+        yield recipe.within(back, "everywhere" if place.startswith("column") else place, recipe.rows)
 
 
 def of_frame(view: FrameView) -> Iterator[Recipe]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pytest_nanstab.corruptions.frames import is_instance
 from pytest_nanstab.corruptions.model import Recipe
 
 _CHANNELS = (1, 3, 4)
@@ -67,8 +67,7 @@ def _with(leaf: Any, rows: tuple[int, ...], change: Any) -> Any:
 
 def is_pil(leaf: object) -> bool:
     """Whether `leaf` is an image of PIL, which is never imported here."""
-    module = sys.modules.get("PIL.Image")
-    return module is not None and isinstance(leaf, module.Image)
+    return is_instance(leaf, "PIL.Image", "Image")
 
 
 def of_pil(image: Any) -> Iterator[Recipe]:

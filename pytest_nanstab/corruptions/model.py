@@ -37,7 +37,6 @@ class Corruption:
         value: the corrupted sample; the original is never touched and shares no memory with it.
         rows: 0-based indices along the first dimension that hold the corruption; () where there are no rows.
         family: what kind of fault it is, "nonfinite" or "text" for example.
-        kept: of a corruption that changes which rows there are, the rows of the original it keeps; None otherwise.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Corruption:
     value: Any
     rows: tuple[int, ...] = ()
     family: Family = "own"
-    kept: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,10 @@ class Recipe:
     make: Callable[[], Any] = field(repr=False)
     rows: Sequence[int] = field(default=(), repr=False)
     family: Family = field(default="own", repr=False)
-    kept: tuple[int, ...] | None = field(default=None, repr=False)
 
     def made(self) -> Corruption:
         """The corruption with a copy of the sample of its own."""
-        return Corruption(self.name, self.place, self.invalid, self.make(), tuple(self.rows), self.family, self.kept)
+        return Corruption(self.name, self.place, self.invalid, self.make(), tuple(self.rows), self.family)
 
     def within(self, make: Callable[[Any], Any], place: str, rows: Sequence[int]) -> Recipe:
         """The same inside a larger sample, which `make` builds around the corrupted part."""

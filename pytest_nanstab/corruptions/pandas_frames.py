@@ -5,38 +5,25 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_nanstab.corruptions.frames import Holds, of_frame
+from pytest_nanstab.corruptions.frames import Holds, is_instance, of_frame, of_series
 from pytest_nanstab.corruptions.model import Recipe
 
 
-def is_frame(value: object) -> bool:
-    """Whether `value` is a pandas DataFrame."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.DataFrame)
-
-
-def is_series(value: object) -> bool:
-    """Whether `value` is a pandas Series."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.Series)
+def fits(value: object) -> bool:
+    """Whether `value` is a frame or a series of pandas."""
+    return is_instance(value, "pandas", "DataFrame", "Series")
 
 
 def corrupted(sample: Any) -> Iterator[Recipe]:
-    """Corruptions of a frame or a series; `rows` are positions, not index labels."""
-    if is_frame(sample):
-        yield from of_frame(PandasView(sample))
-        return
-    for recipe in of_frame(PandasView(sample.to_frame())):
-        place = recipe.place.partition(" of ")[0]
-        part = recipe.make
-        make = lambda part=part: part().iloc[:, 0].rename(sample.name)  # noqa: E731
-        yield replace(recipe, make=make, place="everywhere" if place.startswith("column") else place)
+    """Corruptions of a frame or a series; `rows` are positions."""
+    if is_instance(sample, "pandas", "DataFrame"):
+        return of_frame(PandasView(sample))
+    return of_series(PandasView(sample.to_frame()), lambda frame: frame.iloc[:, 0].rename(sample.name))
 
 
 class PandasView:

@@ -5,38 +5,25 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pytest_nanstab.corruptions.frames import Holds, of_frame
+from pytest_nanstab.corruptions.frames import Holds, is_instance, of_frame, of_series
 from pytest_nanstab.corruptions.model import Recipe
 
 
-def is_frame(value: object) -> bool:
-    """Whether `value` is a polars DataFrame."""
-    polars = sys.modules.get("polars")
-    return polars is not None and isinstance(value, polars.DataFrame)
-
-
-def is_series(value: object) -> bool:
-    """Whether `value` is a polars Series."""
-    polars = sys.modules.get("polars")
-    return polars is not None and isinstance(value, polars.Series)
+def fits(value: object) -> bool:
+    """Whether `value` is a frame or a series of polars."""
+    return is_instance(value, "polars", "DataFrame", "Series")
 
 
 def corrupted(sample: Any) -> Iterator[Recipe]:
-    """Corruptions of a frame or a series."""
-    if is_frame(sample):
-        yield from of_frame(PolarsView(sample))
-        return
-    for recipe in of_frame(PolarsView(sample.to_frame())):
-        place = recipe.place.partition(" of ")[0]
-        part = recipe.make
-        make = lambda part=part: part().to_series(0)  # noqa: E731
-        yield replace(recipe, make=make, place="everywhere" if place.startswith("column") else place)
+    """Corruptions of a frame or a series; `rows` are positions."""
+    if is_instance(sample, "polars", "DataFrame"):
+        return of_frame(PolarsView(sample))
+    return of_series(PolarsView(sample.to_frame()), lambda frame: frame.to_series(0))
 
 
 class PolarsView:

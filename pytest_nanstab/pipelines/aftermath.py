@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,40 +11,27 @@ from torch import nn
 
 from pytest_nanstab.batches import trees
 from pytest_nanstab.corruptions.rows import as_array, is_rows
-from pytest_nanstab.pipelines.isolation import GENERATORS, Kept, is_function
+from pytest_nanstab.pipelines.isolation import GENERATORS
 
 # Below float32's resolution rows can no longer be told apart (IEEE 754: eps = 2**-23).
 _COLLAPSED = float(np.finfo(np.float32).eps)
 
 
-def bad_buffers(subject: Any) -> set[str]:
-    """Names of the buffers and parameters that are not finite, of every module that a pipeline is or holds."""
+def bad_buffers(held: Iterable[Any]) -> set[str]:
+    """Names of the buffers and parameters that are not finite, of every module among what a pipeline is or holds."""
     found = set()
-    for module in _modules(subject):
+    for module in held:
+        if not isinstance(module, nn.Module):
+            continue
         for name, tensor in (*module.named_buffers(), *module.named_parameters()):
             if not nn.parameter.is_lazy(tensor) and tensor.is_floating_point() and not _is_finite(tensor):
                 found.add(name)
     return found
 
 
-def holds_generator(subject: Any) -> bool:
+def holds_generator(held: Iterable[Any]) -> bool:
     """Whether a pipeline draws from a generator of its own, whose state no restoring of the global ones resets."""
-    return any(isinstance(item, GENERATORS) for item in _held(subject))
-
-
-def _modules(subject: Any) -> list[nn.Module]:
-    return [item for item in (subject, *_held(subject)) if isinstance(item, nn.Module)]
-
-
-def _held(subject: Any) -> list[Any]:
-    """What a function's closure and globals, or an object's attributes, hold."""
-    if is_function(subject):
-        return list(Kept(subject).objects.values())
-    return list(vars(subject).values()) if _has_state(subject) else []
-
-
-def _has_state(subject: Any) -> bool:
-    return isinstance(getattr(subject, "__dict__", None), dict)
+    return any(isinstance(item, GENERATORS) for item in held)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -6,19 +6,16 @@ number that a narrower type cannot hold wraps around.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from pytest_nanstab.batches import trees
 from pytest_nanstab.checks import _numbers
-from pytest_nanstab.checks._leaves import Leaf, library, numeric_leaves
-from pytest_nanstab.corruptions import rows as row_sets
+from pytest_nanstab.checks._leaves import Leaf, numeric_leaves
 from pytest_nanstab.corruptions.model import Corruption
 from pytest_nanstab.corruptions.numbers import WHOLE
 from pytest_nanstab.corruptions.rows import as_array
-from pytest_nanstab.pipelines.outputs import Leak, place_of
+from pytest_nanstab.pipelines.outputs import Leak, place_of, texts_in
 
 _SCALED = ("magnitude", "image", "sign")
 _EXACT = 2.0**52  # float64 holds every whole number up to here
@@ -116,19 +113,6 @@ def rounding(output: Any, corruption: Corruption) -> str | None:
 
 def holds_text(clean: Any, output: Any, corruption: Corruption) -> bool:
     """Whether the text that stood among numbers is in the output as it was, where there is no other text."""
-    if any(isinstance(item, str) for item in _items(clean)):
+    if any(isinstance(item, str) for _, item in texts_in(clean)):
         return False
-    return any(corruption.name == f"text {item!r}" for item in _items(output) if isinstance(item, str))
-
-
-def _items(node: Any) -> Iterator[Any]:
-    if trees.is_node(node):
-        for _, child in trees.children(node):
-            yield from _items(child)
-    elif library(node) == "pandas" and hasattr(node, "columns"):
-        for at in range(node.shape[1]):
-            yield from _items(node.iloc[:, at])
-    elif str(getattr(node, "dtype", "")).startswith(("object", "str", "<U")):
-        yield from row_sets.flat(node)
-    elif isinstance(node, str):
-        yield node
+    return any(corruption.name == f"text {item!r}" for _, item in texts_in(output))

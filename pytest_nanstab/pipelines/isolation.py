@@ -10,11 +10,10 @@ import copy
 import dis
 import inspect
 import random
-import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from pytest_nanstab.attribution.source import is_user_file
-from pytest_nanstab.checks._leaves import library
+from pytest_nanstab.checks._leaves import attributes_of, is_users_class, library, slots_of
 
 _MOST_VALUES = 1_000_000  # a larger array is data, not something that a pipeline keeps from batch to batch
 _DEPTH = 4  # of functions that call functions
@@ -32,7 +31,8 @@ _NOT_KEPT = frozenset({"_pytest", "pytest", "pytest_nanstab", "hypothesis", "log
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
 _HOLDERS = (list, dict, set, deque, np.ndarray, torch.Tensor)
 GENERATORS = (np.random.Generator, np.random.RandomState, torch.Generator, random.Random)
-_UNCOPYABLE = (TypeError, RuntimeError, NotImplementedError, AttributeError)  # locks, generators, tensors with history
+# What a deep copy raises of locks, open files, generators and tensors with history.
+_UNCOPYABLE = (TypeError, RuntimeError, NotImplementedError, AttributeError, ValueError)
 
 
 def clone(pipeline: Any) -> Any:
@@ -47,46 +47,24 @@ def _copied_in_parts(pipeline: Any) -> Any:
     """A shallow copy with a copy of each attribute that has one: a lock is shared, statistics beside it are not."""
     try:
         fresh = copy.copy(pipeline)
-        attributes = {**getattr(pipeline, "__dict__", {}), **slots_of(pipeline)}
     except _UNCOPYABLE:
         return pipeline
-    for name, value in attributes.items():
-        with suppress(*_UNCOPYABLE):
-            object.__setattr__(fresh, name, copy.deepcopy(value))
+    for name, value in attributes_of(pipeline).items():
+        object.__setattr__(fresh, name, _copied(value, {}))
     return fresh
 
 
-@contextmanager
-def isolated(pipeline: Any) -> Iterator[Any]:
-    """The pipeline to call: a copy, or the function itself with what it keeps put back afterwards."""
-    kept = Kept(pipeline)
-    if not is_function(pipeline):
-        with kept.restored():
-            yield clone(pipeline)
-        return
-    with kept.restored():
-        yield pipeline
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy; what has none, a lock or an open file, is shared."""
+    try:
+        return copy.deepcopy(value, memo)
+    except _UNCOPYABLE:
+        return value
 
 
 def is_function(pipeline: object) -> bool:
     """Whether a pipeline is a function, a bound method or a partial of one."""
     return isinstance(pipeline, _FUNCTIONS)
-
-
-def slots_of(node: Any) -> dict[str, Any]:
-    """The attributes that an object keeps in slots."""
-    names = [name for kind in type(node).__mro__ for name in _slot_names(kind)]
-    return {name: getattr(node, name) for name in names if hasattr(node, name)}
-
-
-def _slot_names(kind: type) -> tuple[str, ...]:
-    names = vars(kind).get("__slots__", ()) if is_user_file(class_file(kind)) else ()
-    return (names,) if isinstance(names, str) else tuple(name for name in names if not name.startswith("__"))
-
-
-def class_file(kind: type) -> str:
-    """The file of the module that defines a class."""
-    return getattr(sys.modules.get(kind.__module__), "__file__", None) or "<unknown>"
 
 
 class Kept:
@@ -105,6 +83,10 @@ class Kept:
     def anything(self) -> bool:
         """Whether a later call can come out otherwise than the first: an object is held, or a name is bound anew."""
         return bool(self.objects) or self._rebinds
+
+    def held(self) -> list[Any]:
+        """The objects that a function names, closes over or is bound to."""
+        return list(self.objects.values())
 
     def _add(self, node: Any, depth: int) -> None:
         if id(node) in self._seen or depth < 0:
@@ -130,7 +112,7 @@ class Kept:
 
     def _add_class(self, kind: type, depth: int) -> None:
         """What a class of the user's keeps for all of its objects, and what its methods keep."""
-        if not is_user_file(class_file(kind)):
+        if not is_users_class(kind):
             return
         for name, value in vars(kind).items():
             if isinstance(value, _HOLDERS) and not name.startswith("__"):
@@ -209,24 +191,21 @@ def _rebinds(code: types.CodeType) -> bool:
 
 
 def _lent_copy(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:
-    """Give `node` a copy of its contents; returns what gives it its own again, None where it keeps nothing.
-
-    What cannot be copied (a lock, an open file) is used as it is.
-    """
+    """Give `node` a copy of its contents; returns what gives it its own again, None where it keeps nothing."""
     if isinstance(node, (torch.Tensor, np.ndarray)):
         return _of_values(node)
     if isinstance(node, GENERATORS):
         return _of_generator(node)
+    if isinstance(node, (list, set, dict, deque)):
+        return _of_container(node, memo)
+    own = getattr(node, "__dict__", None)
     try:
-        if isinstance(node, (list, set, dict, deque)):
-            return _of_container(node, memo)
-        own = getattr(node, "__dict__", None)
         if type(own) is not dict:
             return _of_slots(node, memo)
-        node.__dict__ = {key: copy.deepcopy(value, memo) for key, value in own.items()}
-        return partial(_set_dict, node, own)
-    except (*_UNCOPYABLE, ValueError, RecursionError):
+        node.__dict__ = {key: _copied(value, memo) for key, value in own.items()}
+    except _UNCOPYABLE:  # an object that lets nobody set its attributes
         return None
+    return partial(_set_dict, node, own)
 
 
 def _set_dict(node: Any, own: dict[str, Any]) -> None:
@@ -267,8 +246,7 @@ def _of_slots(node: Any, memo: dict[int, Any]) -> Callable[[], None] | None:
     before = slots_of(node)
     if not before:
         return None
-    for name, value in before.items():
-        setattr(node, name, copy.deepcopy(value, memo))
+    _set_slots(node, {name: _copied(value, memo) for name, value in before.items()})
     return partial(_set_slots, node, before)
 
 
@@ -279,13 +257,12 @@ def _set_slots(node: Any, values: dict[str, Any]) -> None:
 
 def _of_container(node: Any, memo: dict[int, Any]) -> Callable[[], None]:
     before = node.copy()
-    lent = (
-        {key: copy.deepcopy(value, memo) for key, value in node.items()}
-        if isinstance(node, dict)
-        else (copy.deepcopy(before, memo))
-    )
+    if isinstance(node, dict):
+        lent: Any = {key: _copied(value, memo) for key, value in node.items()}
+    else:
+        lent = type(before)(_copied(item, memo) for item in before)
     _fill(node, lent)
-    return lambda: _fill(node, before)
+    return partial(_fill, node, before)
 
 
 def _fill(node: Any, contents: Any) -> None:

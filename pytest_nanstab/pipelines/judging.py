@@ -89,7 +89,7 @@ class Trial:
                 self.clean = fresh(self._call(session.run, self.sample))
                 if session.again is not None:
                     self.later = self._call(session.again, self.sample)
-                self.kept = aftermath.bad_buffers(session.subject)
+                self.kept = aftermath.bad_buffers(session.held())
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
             return error
         for output in (self.clean, self.later):
@@ -160,7 +160,8 @@ class Trial:
         return found
 
     def _told(self, corruption: Corruption, words: str, ok: bool, **more: Any) -> Outcome:
-        return Outcome(_light(corruption), self.way.words, words, ok, **more)
+        light = replace(corruption, value=None)  # a hundred copies of a large sample are not kept
+        return Outcome(light, self.way.words, words, ok, **more)
 
     def _first(self, session: Session, corruption: Corruption) -> Outcome:
         try:
@@ -190,7 +191,7 @@ class Trial:
         if leak is not None:
             words = f"{found.words}, but kept: good data then give {leak.words}"
             return self._told(found.corruption, words, False, leak=leak)
-        buffers = sorted(aftermath.bad_buffers(session.subject) - self.kept)
+        buffers = sorted(aftermath.bad_buffers(session.held()) - self.kept)
         if buffers:
             words = f"{found.words}, but kept: {buffers[0]} is not finite"
             return self._told(found.corruption, words, False)
@@ -207,7 +208,7 @@ class Trial:
 
         What draws from a generator of its own may have drawn before it refused.
         """
-        if aftermath.holds_generator(session.subject):
+        if aftermath.holds_generator(session.held()):
             return False
         return not any(row_sets.same_rows(later, expected) for expected in (self.clean, self.later))
 
@@ -246,12 +247,7 @@ def _field_of(outcome: Outcome) -> str:
 
 def _unread_rows(outcomes: Iterable[Outcome]) -> set[int]:
     """Rows that come out as before, and without an objection, whatever is done to one of them."""
-    alone = [outcome for outcome in outcomes if len(outcome.corruption.rows) == 1 and outcome.corruption.kept is None]
+    alone = [outcome for outcome in outcomes if len(outcome.corruption.rows) == 1]
     tried = Counter(outcome.corruption.rows[0] for outcome in alone)
     read = {outcome.corruption.rows[0] for outcome in alone if not outcome.same}
     return {row for row, count in tried.items() if count >= _ENOUGH and row not in read}
-
-
-def _light(corruption: Corruption) -> Corruption:
-    """A corruption without its value: a hundred copies of a large sample are not kept."""
-    return replace(corruption, value=None)

@@ -94,13 +94,13 @@ def leak(output: Any, *, allowed: Allowance | None = None, binary: bool = True) 
         damage = damage_of(leaf if allowed is None else allowed.cleared(leaf))
         if damage is not None:
             return Leak(f"{damage.what}{place_of(leaf, damage.rows, damage.columns)}", leaf, damage)
-    bad = next(_bad_texts("", output, str if binary else (str, bytes)), None)
+    bad = next(_bad_texts(output, str if binary else (str, bytes)), None)
     return None if bad is None else Leak(f"text that cannot be encoded{f' in field {bad}' if bad else ''}")
 
 
 def holds_binary(output: Any) -> bool:
     """Whether bytes in an output are no UTF-8."""
-    return next(_bad_texts("", output, bytes), None) is not None
+    return next(_bad_texts(output, bytes), None) is not None
 
 
 def place_of(leaf: Leaf, rows: list[int], columns: list[int]) -> str:
@@ -113,23 +113,25 @@ def place_of(leaf: Leaf, rows: list[int], columns: list[int]) -> str:
     return ", ".join(parts)
 
 
-def _bad_texts(path: str, node: Any, kinds: Any) -> Iterator[str]:
-    if isinstance(node, kinds):
-        if not _is_text(node):
-            yield path
+def _bad_texts(node: Any, kinds: Any) -> Iterator[str]:
+    return (path for path, item in texts_in(node) if isinstance(item, kinds) and not _is_text(item))
+
+
+def texts_in(node: Any, path: str = "") -> Iterator[tuple[str, str | bytes]]:
+    """Every text, and every bytes, in a value, with its dotted path."""
+    if isinstance(node, (str, bytes)):
+        yield path, node
     elif trees.is_node(node):
         for key, child in trees.children(node):
-            yield from _bad_texts(f"{path}.{key}" if path else str(key), child, kinds)
+            yield from texts_in(child, f"{path}.{key}" if path else str(key))
     elif library(node) == "pandas" and hasattr(node, "columns"):
         for at, label in enumerate(node.columns):
-            yield from _bad_texts(str(label), node.iloc[:, at], kinds)
+            yield from texts_in(node.iloc[:, at], str(label))
     elif library(node) == "polars" and hasattr(node, "columns"):
         for label in node.columns:
-            yield from _bad_texts(str(label), node[label].to_list(), kinds)
+            yield from texts_in(node[label].to_list(), str(label))
     elif str(getattr(node, "dtype", "")).startswith(("object", "str", "<U", "|S")):
-        for item in flat(node):
-            if isinstance(item, kinds):
-                yield from _bad_texts(path, item, kinds)
+        yield from ((path, item) for item in flat(node) if isinstance(item, (str, bytes)))
 
 
 def _is_text(item: str | bytes) -> bool:

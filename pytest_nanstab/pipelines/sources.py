@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from pytest_nanstab.attribution.source import is_user_file
 from pytest_nanstab.batches import trees
-from pytest_nanstab.checks._leaves import library
+from pytest_nanstab.checks._leaves import attributes_of, is_users_class, library
 from pytest_nanstab.corruptions.rows import as_array, is_rows
-from pytest_nanstab.pipelines.isolation import slots_of
 
 MOST_ITEMS = 1000  # of a source that has no end, or of a large one
 _DEPTH = 8
@@ -31,13 +29,8 @@ def is_source(value: object) -> bool:
         and hasattr(kind, "__len__")
         and not isinstance(value, (Mapping, list, tuple, str, bytes))
         and not is_rows(value)
-        and is_user_file(_file_of(kind))
+        and is_users_class(kind)
     )
-
-
-def _file_of(kind: type) -> str:
-    code = getattr(getattr(kind, "__getitem__", None), "__code__", None)
-    return code.co_filename if code is not None else "<builtin>"
 
 
 # --- reading
@@ -152,6 +145,8 @@ class Holder:
         self.source = source
         self.sample = sample
         held = _held_in(source)
+        self._shared = _shared(held)
+        self._generators = [node for node in held.values() if isinstance(node, torch.Generator)]
         self.as_items = False
         if not _all_held(sample, held):
             self.sample = self._found_equal(sample, held)
@@ -177,7 +172,8 @@ class Holder:
             memo[id(self.source.dataset)] = data
         else:
             _replace(self.sample, data, memo)
-        memo.update(_as_they_are(self.source))
+        memo.update(self._shared)
+        memo.update((id(generator), _as_now(generator)) for generator in self._generators)
         return copy.deepcopy(self.source, memo)
 
 
@@ -211,8 +207,7 @@ def _contents(node: Any) -> list[Any]:
         return list(node.values())
     if isinstance(node, (list, tuple, set)):
         return list(node)[: 10 * MOST_ITEMS]
-    own = getattr(node, "__dict__", None)
-    return [*(own.values() if isinstance(own, dict) else ()), *slots_of(node).values()]
+    return list(attributes_of(node).values())
 
 
 def _all_held(sample: Any, held: dict[int, Any]) -> bool:
@@ -257,15 +252,18 @@ def _same_numbers(wanted: Any, node: Any) -> bool:
     return bool(np.allclose(values.astype(np.float64), wanted.astype(np.float64), rtol=1e-5))
 
 
-def _as_they_are(source: Any) -> dict[int, Any]:
-    """What a source holds and cannot be copied, a lock or an open file say, as itself; generators in their state."""
-    found: dict[int, Any] = {}
-    for key, node in _held_in(source).items():
-        if isinstance(node, torch.Generator):
-            found[key] = node.clone_state() if hasattr(node, "clone_state") else node
-        elif not _contents(node) and not is_rows(node):
+def _shared(held: Mapping[int, Any]) -> dict[int, Any]:
+    """What is held and cannot be copied, a lock or an open file say, as itself."""
+    found = {}
+    for key, node in held.items():
+        if not _contents(node) and not is_rows(node) and not isinstance(node, torch.Generator):
             try:
                 copy.deepcopy(node)
             except (TypeError, RuntimeError, NotImplementedError):
                 found[key] = node
     return found
+
+
+def _as_now(generator: torch.Generator) -> torch.Generator:
+    """A generator in the same state, where torch can copy one."""
+    return generator.clone_state() if hasattr(generator, "clone_state") else generator

@@ -101,8 +101,11 @@ class _Probe:
         self.run, self.sample = run, sample
         self.given = _parts(sample, None)
         self.rows = row_sets.count_rows(self.given[1] if self.given else sample) or 0
-        self.before = self._run(sample) if self.rows >= (2 if self.given else _FEWEST_ROWS) else None
-        self.applies = self.before is not None and self._repeats() and (self._is_named() or self._splits_by_index())
+        output = run(fresh(sample)) if self.rows >= (2 if self.given else _FEWEST_ROWS) else None
+        # Whether the parts are called training and test, or came in as two.
+        self.named = self.given is not None or isinstance(output, Mapping) or hasattr(output, "_fields")
+        self.before = None if output is None else self._tables(output)
+        self.applies = self.before is not None and self._repeats() and (self.named or self._splits_by_index())
 
     def _run(self, data: Any) -> _Tables | None:
         return self._tables(self.run(fresh(data)))
@@ -111,10 +114,6 @@ class _Probe:
         """Whether the same rows are divided the same way again: a split may be drawn."""
         again = self._run(self.sample)
         return self.before is not None and again is not None and _is_same_partition(self.before, again, None)
-
-    def _is_named(self) -> bool:
-        """Whether the parts are called training and test, or came in as two."""
-        return self.given is not None or isinstance(self.run(fresh(self.sample)), Mapping)
 
     def _splits_by_index(self) -> bool:
         """Whether it is the place of a row that decides where it goes: inliers and outliers are no splits."""

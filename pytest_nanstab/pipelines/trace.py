@@ -14,7 +14,6 @@ from pytest_nanstab.pipelines.reading import Line, line_at
 
 Spot = tuple[str, int]
 Badness = Callable[[Any], Any]  # of a value: None for a good one, something that says how bad it is
-RESULT = "(result)"
 _MOST_LINES = 20_000
 _INNER = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>")  # part of the line they stand in
 _STAGES = ("transform", "fit_transform", "forward")

@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from pytest_nanstab.checks._leaves import attributes_of
 from pytest_nanstab.checks._state import same_random_state
-from pytest_nanstab.pipelines.isolation import Kept, clone, is_function, isolated
+from pytest_nanstab.pipelines.isolation import Kept, clone, is_function
 from pytest_nanstab.pipelines.sources import Holder, is_source, read
 
 
@@ -22,12 +24,12 @@ class Session:
     Attributes:
         run: puts data in; the output, data sets and iterators read to the end.
         again: how good data goes in afterwards; None where nothing can be kept from one run to the next.
-        subject: the object whose state may have changed; None for functions without any.
+        held: the objects whose state may have changed, as they are now.
     """
 
     run: Callable[[Any], Any]
     again: Callable[[Any], Any] | None
-    subject: Any
+    held: Callable[[], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,23 @@ class Way:
         return self.words == "fit"
 
 
-def ways(pipeline: Any, sample: Any) -> list[Way]:
-    """The ways into a pipeline.
+def ways_into(pipeline: Any, sample: Any) -> tuple[list[Way], Any]:
+    """The ways into a pipeline, and the sample as it takes it: a data set may keep that in another form.
 
     Raises:
         TypeError: it is no pipeline, or a data set that does not hold the sample.
     """
-    if callable(getattr(pipeline, "transform", None)) and (hasattr(pipeline, "fit") or _fits_at_once(pipeline)):
-        return _of_estimator(pipeline, sample)
+    fits = hasattr(pipeline, "fit") or hasattr(pipeline, "fit_transform")
+    if fits and callable(getattr(pipeline, "transform", None)):
+        return _of_estimator(pipeline, sample), sample
     if is_source(pipeline):
         holder = Holder(pipeline, sample)
-        return [Way("", lambda: _holding(holder))]
+        return [Way("", lambda: _holding(holder))], holder.sample
     if callable(pipeline):
-        return [Way("", lambda: _calling(pipeline))]
+        kept = Kept(pipeline)
+        return [Way("", lambda: _calling(pipeline, kept))], sample
     kind = type(pipeline).__name__
     raise TypeError(f"pipeline must be callable, a data set, or have fit and transform, got {kind}")
-
-
-def sample_of(pipeline: Any, sample: Any) -> Any:
-    """The sample as the pipeline takes it: a data set may keep it in another form."""
-    if callable(getattr(pipeline, "transform", None)) or not is_source(pipeline):
-        return sample
-    return Holder(pipeline, sample).sample
 
 
 def check_workers(pipeline: Any) -> None:
@@ -79,26 +76,31 @@ def check_workers(pipeline: Any) -> None:
 
 
 @contextmanager
-def _calling(pipeline: Any) -> Iterator[Session]:
-    with isolated(pipeline) as subject:
+def _calling(pipeline: Any, kept: Kept) -> Iterator[Session]:
+    """A copy, or a function itself, with all that it shares with others put back afterwards."""
+    with kept.restored():
+        function = is_function(pipeline)
+        subject = pipeline if function else clone(pipeline)
 
         def run(data: Any) -> Any:
             return read(subject(data))
 
-        keeps = not is_function(pipeline) or Kept(pipeline).anything
-        yield Session(run, run if keeps else None, subject)
+        if function:
+            yield Session(run, run if kept.anything else None, kept.held)
+        else:
+            yield Session(run, run, partial(_with_parts, subject))
+
+
+def _with_parts(subject: Any) -> list[Any]:
+    return [subject, *attributes_of(subject).values()]
 
 
 @contextmanager
 def _holding(holder: Holder) -> Iterator[Session]:
-    yield Session(lambda data: read(holder.holding(data)), None, None)
+    yield Session(lambda data: read(holder.holding(data)), None, list)
 
 
 # --- estimators
-
-
-def _fits_at_once(pipeline: Any) -> bool:
-    return hasattr(pipeline, "fit_transform")
 
 
 def _of_estimator(pipeline: Any, sample: Any) -> list[Way]:
@@ -115,7 +117,11 @@ def _of_estimator(pipeline: Any, sample: Any) -> list[Way]:
 
 @contextmanager
 def _fitting(subject: Any) -> Iterator[Session]:
-    yield Session(lambda data: read(_fit_transform(subject, data)), lambda data: read(subject.transform(data)), subject)
+    yield Session(
+        lambda data: read(_fit_transform(subject, data)),
+        lambda data: read(subject.transform(data)),
+        partial(_with_parts, subject),
+    )
 
 
 @contextmanager
@@ -123,7 +129,7 @@ def _transforming(subject: Any) -> Iterator[Session]:
     def run(data: Any) -> Any:
         return read(subject.transform(data))
 
-    yield Session(run, run, subject)
+    yield Session(run, run, partial(_with_parts, subject))
 
 
 @contextmanager
@@ -132,7 +138,7 @@ def _in_parts(subject: Any) -> Iterator[Session]:
         subject.partial_fit(copy.deepcopy(data))
         return read(subject.transform(data))
 
-    yield Session(run, lambda data: read(subject.transform(data)), subject)
+    yield Session(run, lambda data: read(subject.transform(data)), partial(_with_parts, subject))
 
 
 def is_fitted(pipeline: Any, sample: Any) -> bool:
@@ -143,7 +149,7 @@ def is_fitted(pipeline: Any, sample: Any) -> bool:
     if hasattr(pipeline, "__sklearn_is_fitted__"):
         says_so = bool(pipeline.__sklearn_is_fitted__())
     else:
-        learned = any(name.endswith("_") and not name.startswith("_") for name in getattr(pipeline, "__dict__", ()))
+        learned = any(name.endswith("_") and not name.startswith("_") for name in attributes_of(pipeline))
         says_so = learned or not hasattr(pipeline, "get_params")
     if not says_so:
         return False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-# The largest finite numbers of the half precisions that are trained in: IEEE 754 binary16, and bfloat16.
-_TARGETS = {"float16": 65504.0, "bfloat16": (2 - 2**-7) * 2.0**127}
-_LARGEST = {**_TARGETS, "float32": (2 - 2**-23) * 2.0**127, "float64": (2 - 2**-52) * 2.0**1023}
+from pytest_nanstab.watching.headroom import LARGEST
+
+_TOPS = {str(dtype).removeprefix("torch."): top for dtype, top in LARGEST.items()}
+_TARGETS = {name: _TOPS[name] for name in ("float16", "bfloat16")}  # the half precisions that are trained in
 _QUANTITIES = ("activation", "gradient", "parameter")
 
 
@@ -28,7 +29,7 @@ def _values(headroom: Mapping[str, Mapping[str, float]]) -> list[tuple[float, st
     for quantity in _QUANTITIES:
         for name, bits in (headroom.get(quantity) or {}).items():
             tensor, _, dtype = name.rpartition(" ")
-            top = _LARGEST.get(dtype)
+            top = _TOPS.get(dtype)
             if top is not None and math.isfinite(bits):
                 found.append((math.log2(top) - bits, f"{quantity} {tensor}".rstrip(), dtype))
     return sorted(found, reverse=True)

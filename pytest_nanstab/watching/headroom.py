@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.names import Names
 
-_LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
 def bits(largest: float, dtype: torch.dtype) -> float | None:
@@ -23,7 +23,7 @@ def bits(largest: float, dtype: torch.dtype) -> float | None:
 
     Values that are infinite or equal to the dtype's largest number are mask constants, not measurements: None too.
     """
-    top = _LARGEST.get(dtype)
+    top = LARGEST.get(dtype)
     if top is None or not 0 < largest < top:
         return None
     return math.log2(top) - math.log2(largest)  # the quotient of float64 numbers may overflow
@@ -78,7 +78,7 @@ class Headroom:
 
     def _see(self, quantity: str, owner: Any, tensor: Tensor) -> None:
         dtype = tensor.dtype
-        top = _LARGEST.get(dtype)
+        top = LARGEST.get(dtype)
         seen = measure.extent(tensor) if top is not None else None
         if seen is None or not seen.finite or top is None or not seen.largest < top:
             return

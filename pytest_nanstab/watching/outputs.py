@@ -93,6 +93,11 @@ def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any], bool]
     return None, {}, False
 
 
+def inputs_of(module: str, args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors a module was called with, by names for people: "input 0 of Sequential"."""
+    return ((f"{path} of {module}", tensor) for path, tensor in _named_inputs(args, kwargs))
+
+
 def _named_inputs(args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
     for index, value in enumerate(args):
         yield from measure.all_tensors_in(value, f"input {index}")
@@ -222,8 +227,7 @@ class OutputWatch:
         for reference, args, kwargs, _ in list(self.recent.values()):
             module = reference()
             if module is not None:
-                for path, tensor in _named_inputs(args, kwargs):
-                    yield f"{path} of {type(module).__name__}", tensor
+                yield from inputs_of(type(module).__name__, args, kwargs)
 
     def entered(self) -> Entered | None:
         """The user's function that a trainer has called and that made the last such call."""
