@@ -22,6 +22,7 @@ from pytest_nanstab.settings import ItemSettings
 if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
     from pytest_nanstab.watching.region import Region
+    from pytest_nanstab.watching.run import Run
 
 WATCH: pytest.StashKey[ItemWatch] = pytest.StashKey()
 _SKIPS = (pytest.skip.Exception, unittest.SkipTest)
@@ -180,12 +181,19 @@ class ItemWatch:
             "seed": None,
             "limits": limits_data(self.settings.limits if self.mode == "explicit" else {}),
             "run": None if run is None else run.as_dict(),
-            "headroom": {} if run is None else run.headroom,
+            **measured(run),
             "init_scale": None,
+            "parity": None,
             "findings": [finding.as_dict() for finding in self.findings],
             "notes": [] if run is None or self.mode != "explicit" else list(run.notes),
             "used_torch": region is not None and region.used,
         }
+
+
+def measured(run: Run | None) -> dict[str, Any]:
+    """What a test's record holds of a run beside its lists."""
+    names = ("headroom", "left_out", "underflow")
+    return {name: {} if run is None else getattr(run, name) for name in names}
 
 
 def _close_inner(region: Region) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import jsonable
-from pytest_nanstab.items import WATCH, ItemWatch, carried, chain, limits_data
+from pytest_nanstab.items import WATCH, ItemWatch, carried, chain, limits_data, measured
 from pytest_nanstab.settings import SETTINGS, Settings
 from pytest_nanstab.suite.expand import RECORD
 
@@ -69,8 +69,9 @@ def _record_of_case(case: CaseRecord) -> dict[str, Any]:
         "seed": case.seed,
         "limits": limits_data(case.limits),
         "run": None if case.run is None else case.run.as_dict(),
-        "headroom": {} if case.run is None else case.run.headroom,
+        **measured(case.run),
         "init_scale": case.init_scale,
+        "parity": case.parity,
         "findings": [finding.as_dict() for finding in case.findings],
         "notes": list(case.notes),
         "used_torch": True,

@@ -1,7 +1,7 @@
 """What is recorded of a run, and how far a later one may move from it. Imports no torch.
 
-Everything is compared in bits: |log2(measured / recorded)| for losses and gradient norms, lost bits for headroom. One
-bit is a factor of 2. What a point may move by:
+Everything is compared in bits: |log2(measured / recorded)| for losses, gradient norms and the root mean squares of the
+initial parameters, lost bits for headroom. One bit is a factor of 2. What a point may move by:
 
 - 0.25 bit, 0.5 where 16-bit formats are involved: room for another thread count, BLAS or torch patch release. Two
   threads in place of one moved a two-layer transformer under Adam by up to 0.04 bit in "32-true" (100 steps) and 0.14
@@ -38,6 +38,7 @@ NOTICED_BITS = 1.0  # a spread below this never hides a factor of 2
 _BELOW_NOTICED = 0.95
 _SPREADS = 3.0
 _HEADROOM_REACH = 20.0
+_SCALE = "initial scale"
 CURVES = {"loss": "loss", "grad_norm": "gradient norm"}
 _JUDGED: dict[str, tuple[Kind, str]] = {
     "loss": ("nonfinite-loss", "loss"),
@@ -66,6 +67,8 @@ def entry_of(run: Run, *, seed: int | None) -> Entry:
             quantity: {name: round(bits, 3) for name, bits in sorted(rows.items())}
             for quantity, rows in sorted(run.headroom.items())
         }
+    if run.init_scale:
+        entry["init_scale"] = {name: _short(scale) for name, scale in sorted(run.init_scale.items())}
     return entry
 
 
@@ -117,6 +120,9 @@ def spread_of(first: Entry, others: Sequence[Entry], *, precision: str) -> dict[
         quantity: {name: _largest(_headroom_distances(bits, others, quantity, name)) for name, bits in rows.items()}
         for quantity, rows in first.get("headroom", {}).items()
     }
+    spread["init_scale"] = {
+        name: _largest(_scale_distances(scale, others, name)) for name, scale in first.get("init_scale", {}).items()
+    }
     return spread
 
 
@@ -129,6 +135,13 @@ def _headroom_distances(bits: float, others: Sequence[Entry], quantity: str, nam
         there = other.get("headroom", {}).get(quantity, {}).get(name)
         if there is not None:
             yield abs(bits - there)
+
+
+def _scale_distances(scale: float, others: Sequence[Entry], name: str) -> Iterator[float]:
+    for other in others:
+        there = other.get("init_scale", {}).get(name)
+        if there is not None:
+            yield _bits(scale, there, sys.float_info.min)
 
 
 def _largest(distances: Iterator[float]) -> float | None:
@@ -193,7 +206,11 @@ class Move:
 
 def moves(recorded: Entry, measured: Entry, *, precision: str) -> list[Move]:
     """Every number that both have, compared; the largest distance first."""
-    found = [*_curve_moves(recorded, measured, precision), *_headroom_moves(recorded, measured, precision)]
+    found = [
+        *_curve_moves(recorded, measured, precision),
+        *_headroom_moves(recorded, measured, precision),
+        *_scale_moves(recorded, measured, precision),
+    ]
     if len(recorded["at"]) < recorded["steps"]:
         found += _range_moves(recorded, measured, precision)
     return sorted(found, key=lambda move: -move.bits)
@@ -249,6 +266,22 @@ def _headroom_moves(recorded: Entry, measured: Entry, precision: str) -> Iterato
                     precision=precision,
                     spread=spreads.get(quantity, {}).get(name),
                 )
+
+
+def _scale_moves(recorded: Entry, measured: Entry, precision: str) -> Iterator[Move]:
+    spreads = (recorded.get("spread") or {}).get("init_scale") or {}
+    now = measured.get("init_scale", {})
+    for name, scale in recorded.get("init_scale", {}).items():
+        if name in now:
+            yield Move(
+                quantity=_SCALE,
+                name=name,
+                recorded=scale,
+                measured=now[name],
+                bits=_bits(scale, now[name], sys.float_info.min),
+                precision=precision,
+                spread=spreads.get(name),
+            )
 
 
 def _dtype(label: str) -> str:
@@ -320,6 +353,14 @@ def _drift(beyond: Sequence[Move], recorded: Entry, measured: Entry) -> Finding:
     if most.name is None:
         message = _subject(most, f" moved {most.bits:.2g} bits from its baseline")
         return baseline_finding(message, evidence, step=most.step, cause=cause)
+    if most.quantity == _SCALE:
+        way = "larger" if most.measured > most.recorded else "smaller"
+        return baseline_finding(
+            f"{most.name} starts {most.bits:.2g} bits {way} than in its baseline",
+            {"quantity": "root mean square before the first step", **evidence},
+            module=most.name.rpartition(".")[0],
+            cause="it is initialised on another scale",
+        )
     name, _, dtype = most.name.rpartition(" ")
     return baseline_finding(
         f"{name} lost {most.bits:.2g} bits of {dtype} headroom",
@@ -333,9 +374,9 @@ def _worst(beyond: Sequence[Move]) -> list[dict[str, object]]:
     """The farthest point of each quantity, each tensor of its own."""
     rows: dict[str, dict[str, object]] = {}
     for move in beyond:
-        what = move.quantity if move.name is None else f"{move.quantity.partition(' ')[0]} {move.name}"
+        what = move.quantity if move.name is None else f"{move.quantity} {move.name}"
         row = {"bits": round(move.bits, 2), "allowed": round(move.allowed, 2), "recorded": move.recorded}
-        rows.setdefault(what, {**row, "now": move.measured, "step": move.step or "", "what (tensors: headroom)": what})
+        rows.setdefault(what, {**row, "now": move.measured, "step": move.step or "", "what": what})
     return list(rows.values())
 
 

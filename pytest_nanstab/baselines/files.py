@@ -185,6 +185,9 @@ def _numbers_fault(part: Mapping[str, Any], points: int, place: str) -> str | No
     may_lack = bool(place)
     if not all(_is_number(bits) or (may_lack and bits is None) for rows in headroom.values() for bits in rows.values()):
         return f"{place}headroom must hold numbers"
+    scales = part.get("init_scale", {})
+    if not isinstance(scales, dict) or not all(_is_number(v) or (may_lack and v is None) for v in scales.values()):
+        return f"{place}init_scale must hold numbers"
     return None
 
 

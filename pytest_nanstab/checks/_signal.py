@@ -34,12 +34,12 @@ def first_pass(model: nn.Module, batch: Any, loss: Loss | None) -> Pass:
 
     with evaluating(model):
         try:
-            with _training(model):
+            with training_without_dropout(model):
                 return observed(model, forward)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            with _training(model, batch_statistics=False):
+            with training_without_dropout(model, batch_statistics=False):
                 return observed(model, forward)
 
 
@@ -56,8 +56,8 @@ def projected(output: Any) -> Tensor | None:
 
 
 @contextmanager
-def _training(model: nn.Module, *, batch_statistics: bool = True) -> Iterator[None]:
-    """Training mode without dropout: what the first step sees, and the same twice. `evaluating` puts modes back."""
+def training_without_dropout(model: nn.Module, *, batch_statistics: bool = True) -> Iterator[None]:
+    """Training mode without dropout: what the first step sees, and the same twice. Whoever calls puts modes back."""
     model.train()
     for module in model.modules():
         if isinstance(module, _DROPOUTS) or (not batch_statistics and isinstance(module, _BATCH_NORMS)):

@@ -21,7 +21,7 @@ from pytest_nanstab.suite.evaluate import MAX_BATCHES, MAX_SECONDS, eval_source,
 from pytest_nanstab.suite.expand import ItemRequest
 from pytest_nanstab.suite.explaining import explained
 from pytest_nanstab.suite.precision import InapplicableError
-from pytest_nanstab.suite.projection import projections
+from pytest_nanstab.suite.projection import left_out, parity_notes, projections, underflows
 from pytest_nanstab.suite.setup import Batches, TrainingSetup
 from pytest_nanstab.suite.shared import Training, release, training_of
 from pytest_nanstab.suite.spec import Check, Role
@@ -37,6 +37,7 @@ class Verdict:
         failing: what the item fails with, the root cause first.
         run: the training it read.
         init_scale: the measured rows of `init_scale`.
+        parity: how far the precision is from "64-true".
         notes: free lines.
         skip: the skip that came instead.
         setup: what was trained.
@@ -45,6 +46,7 @@ class Verdict:
     failing: list[Finding] = field(default_factory=list)
     run: Run | None = None
     init_scale: list[dict[str, Any]] | None = None
+    parity: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     skip: BaseException | None = None
     setup: TrainingSetup | None = None
@@ -111,6 +113,7 @@ def skipped(reason: str) -> BaseException:
 def _record(request: ItemRequest, seed: int, verdict: Verdict) -> None:
     record = request.record
     record.seed, record.run, record.init_scale = seed, verdict.run, verdict.init_scale
+    record.parity = verdict.parity
     record.findings = tuple(verdict.failing)
     record.notes = verdict.notes
 
@@ -257,8 +260,12 @@ def _headroom(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
     training = _finished_training(request, seed)
     failing = judging.owned(training.findings, "headroom")
-    notes = projections(training.run.headroom)
-    return Verdict(failing, run=training.run, setup=training.setup, notes=notes)
+    run = training.run
+    apart = training.parity
+    notes = [*projections(run.headroom), *underflows(run.underflow), *left_out(run.left_out)]
+    notes += [] if apart is None else parity_notes(apart)
+    known = apart if isinstance(apart, dict) else None
+    return Verdict(failing, run=run, setup=training.setup, notes=notes, parity=known)
 
 
 def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:

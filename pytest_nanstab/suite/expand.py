@@ -31,6 +31,7 @@ class CaseRecord:
         run: the measurements of the training the item read; None where it read none.
         findings: what the item fails with.
         init_scale: the rows `assert_init_scale` measured; None in every other check.
+        parity: how far the training's precision is from "64-true"; of the check `headroom`.
         notes: free lines, such as how many generated batches the model refused.
     """
 
@@ -41,6 +42,7 @@ class CaseRecord:
     run: Run | None = None
     findings: tuple[Finding, ...] = ()
     init_scale: list[dict[str, Any]] | None = None
+    parity: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 

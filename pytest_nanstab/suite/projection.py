@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pytest_nanstab.watching.headroom import LARGEST
 
 _TOPS = {str(dtype).removeprefix("torch."): top for dtype, top in LARGEST.items()}
 _TARGETS = {name: _TOPS[name] for name in ("float16", "bfloat16")}  # the half precisions that are trained in
-_QUANTITIES = ("activation", "gradient", "parameter")
+_QUANTITIES = ("loss", "activation", "gradient", "parameter")
+_SHOWN = 3
 
 
 def projections(headroom: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -31,7 +33,8 @@ def _values(headroom: Mapping[str, Mapping[str, float]]) -> list[tuple[float, st
             tensor, _, dtype = name.rpartition(" ")
             top = _TOPS.get(dtype)
             if top is not None and math.isfinite(bits):
-                found.append((math.log2(top) - bits, f"{quantity} {tensor}".rstrip(), dtype))
+                what = quantity if tensor == quantity else f"{quantity} {tensor}".rstrip()
+                found.append((math.log2(top) - bits, what, dtype))
     return sorted(found, reverse=True)
 
 
@@ -46,3 +49,67 @@ def _line(target: str, top: float, values: list[tuple[float, str, str]]) -> str:
 
 def _number(size: float) -> str:
     return f"{2.0**size:.2g}" if size < 1023 else f"2**{size:.0f}"
+
+
+def underflows(underflow: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each half precision: how much of the gradients it would lose, and which loss scales keep them.
+
+    Args:
+        underflow: `Run.underflow`.
+    """
+    return [_small_end(name, found) for name, found in underflow.items()]
+
+
+def _small_end(name: str, found: Mapping[str, Any]) -> str:
+    scales = found["loss_scale"]
+    if not found["below_normal"]:
+        return f"gradients in {name}: none under the smallest normal, no loss scale needed"
+    lost = (
+        f"{_percent(found['below_subnormal'])} of the values lost, {_percent(found['below_normal'])} subnormal or lost"
+    )
+    worst = f", most in {found['worst']} ({_percent(found['worst_share'])})" if found["worst_share"] else ""
+    if scales is None:
+        return f"gradients in {name}: {lost}{worst}; no loss scale keeps 99 % of them without overflow"
+    low, high = (round(math.log2(scale)) for scale in scales)
+    return f"gradients in {name}: {lost}{worst}; loss scales from 2**{low} to 2**{high} keep 99 %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def left_out(counts: Mapping[str, int]) -> list[str]:
+    """A line on the values that are masks, not measurements.
+
+    Args:
+        counts: `Run.left_out`.
+    """
+    if not counts:
+        return []
+    most = sorted(counts.items(), key=lambda entry: -entry[1])[:_SHOWN]
+    more = f" and {len(counts) - len(most)} more" if len(counts) > len(most) else ""
+    return [f"masks left out: {', '.join(f'{count} values of {name}' for name, count in most)}{more}"]
+
+
+def parity_notes(parity: Mapping[str, Any] | str) -> list[str]:
+    """A line on how far the precision's values are from those of "64-true".
+
+    Args:
+        parity: what `suite.parity.parity` returned.
+    """
+    if isinstance(parity, str):
+        return [f"not compared with 64-true: {parity}"]
+    if not parity["modules"]:
+        return []
+    eps, first = parity["eps"], parity["first"]
+    worst = max(parity["modules"], key=lambda row: row["error"])
+    text = f"{parity['precision']} against 64-true: {_eps_of(worst['error'], eps)} at most, in {worst['module']}"
+    if first is None:
+        return [f"{text}; rounding explains all of it"]
+    row = next(row for row in parity["modules"] if row["module"] == first)
+    came = "" if row["input_error"] is None else f", from {_eps_of(row['input_error'], eps)} in its input"
+    return [f"{text}; beyond what rounding explains first in {first} ({_eps_of(row['error'], eps)}{came})"]
+
+
+def _eps_of(error: float, eps: float) -> str:
+    return f"{error:.2g} = {error / eps:.2g} eps"

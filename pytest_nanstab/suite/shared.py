@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pytest
 from torch import Tensor
@@ -18,8 +18,10 @@ from pytest_nanstab.findings import Finding
 from pytest_nanstab.propagation.passes import Pass
 from pytest_nanstab.suite.driver import Stepper, describe, drive
 from pytest_nanstab.suite.evaluate import evaluate
+from pytest_nanstab.suite.exactness import integers_lost
 from pytest_nanstab.suite.expand import ItemRequest
 from pytest_nanstab.suite.observing import Start, observed_passes
+from pytest_nanstab.suite.parity import parity
 from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, optimizers_of
 from pytest_nanstab.suite.state import Snapshot, modes, seeded
@@ -75,6 +77,7 @@ class Training:
         restored: names of those that something put back after every step.
         unmoved: whether no parameter of the model has changed although some had a gradient.
         passes: what observed passes over the first batches showed at the end, where an item wants it.
+        parity: how far the run's precision is from "64-true", or why that is not known, where an item wants it.
         seconds: how long it took.
     """
 
@@ -90,6 +93,7 @@ class Training:
     restored: tuple[str, ...] = ()
     unmoved: bool = False
     passes: Sequence[Pass] = ()
+    parity: dict[str, Any] | str | None = None
     seconds: float = 0.0
 
     @property
@@ -187,11 +191,16 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         seconds = time.monotonic() - began
         sound = judged and not any(finding.is_nonfinite for finding in region.findings)
         passes = observed_passes(setup, form, samples) if sound else []
+        findings = list(region.findings)
+        apart = None
+        if request.sibling("headroom") is not None and not any(finding.is_nonfinite for finding in findings):
+            findings += integers_lost(setup, form, last, findings)
+            apart = parity(setup, form, last) if precision != "64-true" else None
     return Training(
         setup,
         form,
         region.run,
-        list(region.findings),
+        findings,
         samples,
         last,
         fresh,
@@ -199,6 +208,7 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         restored=names_of(setup, region.restored_parameters()),
         unmoved=start is not None and start.unmoved(),
         passes=passes,
+        parity=apart,
         seconds=seconds,
     )
 

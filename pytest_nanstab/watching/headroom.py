@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,11 @@ from torch.utils.hooks import RemovableHandle
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.names import Names
 
+Slot = tuple[str, str, torch.dtype]  # quantity, name, dtype
+
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+# Outputs of which it is known that they have been measured: modules hand on what those inside them return.
+_REMEMBERED = 64
 
 
 def bits(largest: float, dtype: torch.dtype) -> float | None:
@@ -41,50 +46,110 @@ class Least:
 
 
 class Headroom:
-    """Running least headroom of activations (leaf module outputs), gradients and parameters, by name and dtype."""
+    """Running least headroom of module outputs, losses, gradients and parameters, by name and dtype.
 
-    def __init__(self, names: Names) -> None:
+    Args:
+        names: what modules and parameters are called.
+        wanted: whether the step under way is to be measured.
+
+    Attributes:
+        init_scale: the root mean square of each parameter before its first step.
+    """
+
+    def __init__(self, names: Names, wanted: Callable[[], bool] = lambda: True) -> None:
         self._names = names
+        self._wanted = wanted
         self._handle: RemovableHandle | None = None
-        self._largest: dict[tuple[str, str, torch.dtype], float] = {}
+        self._largest: dict[Slot, float] = {}
+        self._left_out: dict[Slot, int] = {}
         self._paths: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._latest: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self.init_scale: dict[str, float] = {}
 
     def install(self) -> None:
-        """Begin to look at the outputs of leaf modules."""
-        self._handle = register_module_forward_hook(self._leaf)
+        """Begin to look at the outputs of modules."""
+        self._handle = register_module_forward_hook(self._returned)
 
     def remove(self) -> None:
         """Stop looking at outputs."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        self._latest.clear()
 
-    def _leaf(self, module: nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or module._modules or torch_private.tracing_state() is not None:
+    def _returned(self, module: nn.Module, _args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not self._wanted() or torch_private.tracing_state() is not None:
             return
         self._activations(module, output)
 
     @torch_private.past_modes
     def _activations(self, module: nn.Module, output: Any) -> None:
         for _, tensor in measure.tensors_in(output):
-            self._see("activation", module, tensor)
+            if self._is_new(tensor):
+                self._see("activation", module, tensor)
+
+    def _is_new(self, tensor: Tensor) -> bool:
+        """Whether the tensor has not been measured as the output of a module inside this one."""
+        if tensor.is_inference():  # has no version
+            return True
+        reference, version = self._latest.get(id(tensor), (None, 0))
+        if reference is not None and reference() is tensor and version == tensor._version:
+            return False
+        if len(self._latest) >= _REMEMBERED:
+            self._latest.clear()
+        self._latest[id(tensor)] = weakref.ref(tensor), tensor._version
+        return True
+
+    @torch_private.past_modes
+    def loss(self, tensor: Any, value: float) -> None:
+        """A loss of this unscaled value is about to be differentiated."""
+        dtype = tensor.dtype if isinstance(tensor, Tensor) else torch.get_default_dtype()
+        if abs(value) < LARGEST.get(dtype, 0.0):  # NaN and infinity are no measurement
+            self._keep(("loss", "loss", dtype), abs(value))
 
     def step(self, parameters: list[Tensor]) -> None:
         """Measure an optimizer's gradients and parameters."""
+        self._latest.clear()
         for parameter in parameters:
+            self._begin(parameter)
             self._see("parameter", parameter, parameter)
             if parameter.grad is not None:
                 self._see("gradient", parameter, parameter.grad)
 
+    def _begin(self, parameter: Tensor) -> None:
+        """Keep the scale at which a parameter starts."""
+        name = self._path(parameter)
+        if name not in self.init_scale:
+            norm = measure.exact_norm([parameter])
+            self.init_scale[name] = 0.0 if norm is None else norm / math.sqrt(max(parameter.numel(), 1))
+
     def _see(self, quantity: str, owner: Any, tensor: Tensor) -> None:
-        dtype = tensor.dtype
-        top = LARGEST.get(dtype)
+        top = LARGEST.get(tensor.dtype)
         seen = measure.extent(tensor) if top is not None else None
-        if seen is None or not seen.finite or top is None or not seen.largest < top:
+        if seen is None or top is None:
             return
-        slot = (quantity, self._path(owner), dtype)
-        if seen.largest > self._largest.get(slot, 0.0):
-            self._largest[slot] = seen.largest
+        slot = (quantity, self._path(owner), tensor.dtype)
+        if seen.largest < top:  # false for NaN
+            self._keep(slot, seen.largest)
+        else:
+            self._see_the_rest(slot, tensor, top)
+
+    def _see_the_rest(self, slot: Slot, tensor: Tensor, top: float) -> None:
+        """Measure what is no mask constant: neither infinite, nor the largest number, nor NaN."""
+        with torch_private.unseen():
+            values = measure.plain(tensor)
+            if values is None:
+                return
+            rest = values.abs()
+            rest = rest[rest < top]
+            left_out = values.numel() - rest.numel()
+            self._left_out[slot] = max(left_out, self._left_out.get(slot, 0))
+            if rest.numel():
+                self._keep(slot, rest.max().item())
+
+    def _keep(self, slot: Slot, largest: float) -> None:
+        if largest > self._largest.get(slot, 0.0):
+            self._largest[slot] = largest
 
     def _path(self, owner: Any) -> str:
         reference, path = self._paths.get(id(owner), (None, ""))
@@ -105,8 +170,20 @@ class Headroom:
     def table(self) -> dict[str, dict[str, float]]:
         """Bits by quantity and then by "name dtype"."""
         result: dict[str, dict[str, float]] = {}
-        for (quantity, name, dtype), largest in self._largest.items():
-            distance = bits(largest, dtype)
+        for slot, largest in self._largest.items():
+            distance = bits(largest, slot[2])
             if distance is not None:
-                result.setdefault(quantity, {})[f"{name} {str(dtype).removeprefix('torch.')}"] = distance
+                result.setdefault(slot[0], {})[_label(slot)] = distance
         return result
+
+    def left_out(self) -> dict[str, int]:
+        """How many values of "quantity name dtype" were no measurement, the most at one look."""
+        return {f"{slot[0]} {_label(slot)}": count for slot, count in self._left_out.items() if count}
+
+    def largest_gradient(self) -> float:
+        """The largest magnitude of any gradient so far."""
+        return max((largest for slot, largest in self._largest.items() if slot[0] == "gradient"), default=0.0)
+
+
+def _label(slot: Slot) -> str:
+    return f"{slot[1]} {str(slot[2]).removeprefix('torch.')}"

@@ -23,6 +23,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     clips, scaling = region.gradients.clips, region.gradients.scaling
     look, norms = looking(region) if region.options.dense else None, region.state.norms
     inside = False
+    headroom = region.headroom
     stated = region.options.limits.get("max_loss")
     # Beyond the largest number there is only what is not finite, which needs a look in any case.
     bound = sys.float_info.max if stated is None else min(stated.value, sys.float_info.max)
@@ -57,9 +58,9 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
         else:
             value = objective(tensors, grad_tensors)
         if type(value) is float:
-            if scaling.scale is not None:
-                value = scaling.loss(tensors, value)
-            region.loss = value
+            region.loss = value = value if scaling.scale is None else scaling.loss(tensors, value)
+            if headroom is not None:
+                headroom.loss(tensors, value)
             if region.alert or not -bound <= value <= bound:
                 region.before_backward(tensors, value)
         if clips.calls:
@@ -112,6 +113,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
     gradients = region.gradients
     clips, scaler = gradients.clips, gradients.scaling
     held = region.state
+    counting = region.counters.active if region.counters is not None else ()
     add_loss, add_norm, add_clipped = run.loss.append, run.grad_norm.append, run.clipped_grad_norm.append
     recent = region.outputs.recent
     quick_enough = region.options.dense and not region.measures_more
@@ -124,7 +126,13 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
         run.steps = step = run.steps + 1
         if region.pending is not None or norm is None:
             region.inspect(optimizer)
-        elif quick_enough and not clips.calls and scaler.scale is None and len(optimizer.param_groups) == norm.groups:
+        elif (
+            quick_enough
+            and not clips.calls
+            and not counting
+            and scaler.scale is None
+            and len(optimizer.param_groups) == norm.groups
+        ):
             # The common step of an explicit test: nothing but a healthy norm within the limits.
             squared = norm.seen(region.backwards)
             if squared is not None and squared_low <= squared <= squared_high:

@@ -14,6 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.watching import torch_private
 
+# Every integer up to 2**precision has a number of its own; the next odd one has none (IEEE 754-2019, table 3.5).
+PRECISION = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
 _MAX_DEPTH = 16
 _MAX_OBJECTS = 1000
 _MAX_PLACES = 16

@@ -26,6 +26,7 @@ from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
+from pytest_nanstab.watching.counters import Counters
 from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
@@ -38,6 +39,7 @@ from pytest_nanstab.watching.pending import PendingLoss
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state_judge import StateJudge
 from pytest_nanstab.watching.telemetry import telemetry
+from pytest_nanstab.watching.underflow import Underflow
 from pytest_nanstab.watching.updates import Stuck, Updates
 
 if TYPE_CHECKING:
@@ -81,7 +83,10 @@ class Region:
         self.gradients = GradientJudge(self)
         self.state = StateJudge(self)
         self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
-        self.headroom = Headroom(self.names) if options.headroom or "min_headroom_bits" in options.limits else None
+        measured = options.headroom or "min_headroom_bits" in options.limits
+        self.headroom = Headroom(self.names, self._is_measured) if measured else None
+        self._underflow = Underflow(self.names) if measured else None
+        self.counters = Counters(self.names) if options.dense else None
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
         self.details = Details(self.run, self.names) if options.details else None
@@ -247,7 +252,8 @@ class Region:
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}
-        told = telemetry(self.run) if self.details is not None and finding.phase not in _WITHOUT_HISTORY else {}
+        silent = finding.phase in _WITHOUT_HISTORY or finding.kind == "lost-precision"
+        told = {} if self.details is None or silent else telemetry(self.run)
         evidence = {**self.context, **names, **finding.evidence, **told}
         fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
         return Finding(**{**fields, "evidence": evidence})
@@ -316,8 +322,9 @@ class Region:
             self.details.stepping(optimizer, norm.parameters, scale, loss_scale)
         self.gradients.judge(optimizer, norm, scale)
         if self.headroom is not None:
-            self.headroom.step(norm.parameters)
-            self._judge_headroom(self.headroom)
+            self._measure(self.headroom, optimizer, norm.parameters, scale)
+        if self.counters is not None:
+            self._judge_counters(self.counters, optimizer)
         if self._updates is not None:
             self._updates.remember(norm.parameters)
         if self._stuck is not None:
@@ -340,11 +347,26 @@ class Region:
         if pause > 1:
             self.outputs.sample()
 
-    def _judge_headroom(self, headroom: Headroom) -> None:
+    def _is_measured(self) -> bool:
+        """Whether headroom is measured in the step under way."""
+        return self.options.dense or self.run.steps + 1 >= self.due
+
+    def _measure(self, headroom: Headroom, optimizer: Optimizer, parameters: list[Tensor], scale: float) -> None:
         __tracebackhide__ = True
+        headroom.step(parameters)
+        if self._underflow is not None and self._underflow.is_due(self.run.steps):
+            self._underflow.step(optimizer, parameters, scale)
         bound, least = self.options.limits.get("min_headroom_bits"), headroom.least()
         if bound is not None and least is not None and verdicts.broken(bound, least.bits, below=True):
             self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
+
+    def _judge_counters(self, counters: Counters, optimizer: Optimizer) -> None:
+        __tracebackhide__ = True
+        for stopped in counters.look(self.run.steps, optimizer):
+            seen = local.integers_lost_now(self)
+            if seen is None or not any(lost.value == stopped.value for lost in seen.capped):
+                lost = None if seen is None else next((x for x in seen.found if x.value == stopped.value), None)
+                self.report(verdicts.stopped_counter(self.run.steps, stopped, None if lost is None else lost.spot))
 
     @torch_private.past_modes
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -417,7 +439,9 @@ class Region:
         for values in (run.grad_norm, run.clipped_grad_norm, run.update_ratio):
             values.extend([None] * (run.steps - len(values)))
         if self.headroom is not None:
-            run.headroom = self.headroom.table()
+            run.headroom, run.left_out = self.headroom.table(), self.headroom.left_out()
+            run.init_scale = {name: scale for name, scale in self.headroom.init_scale.items() if 0 < scale < math.inf}
+            run.underflow = {} if self._underflow is None else self._underflow.table(self.headroom.largest_gradient())
         if self.details is not None:
             self.details.close()
 
@@ -430,4 +454,6 @@ class Region:
         self.names.forget()
         self.gradients = GradientJudge(self)
         self._copies.clear()
+        if self.counters is not None:
+            self.counters.forget()
         self._updates = Updates() if self._updates is not None else None

@@ -36,8 +36,12 @@ class Run:
         grad_norm: global L2 norm of the optimizer's unscaled gradients before clipping.
         clipped_grad_norm: the same as the optimizer received them.
         update_ratio: the largest ||dw|| / ||w|| of any parameter.
-        headroom: for each of "activation", "gradient" and "parameter" the tensors seen, by name and dtype, with the
-            distance to the dtype's largest finite number in bits.
+        headroom: for each of "loss", "activation" (outputs of modules), "gradient" and "parameter" the tensors seen, by
+            name and dtype, with the distance to the dtype's largest finite number in bits.
+        left_out: how many values of such a tensor were infinite, or equal to that number, and so no measurement.
+        underflow: for "float16" and "bfloat16" the share of gradient values that are too small for the format, and the
+            loss scales that help; see `watching.underflow`. With `headroom`, at steps 1, 2, 4, 8 ...
+        init_scale: the root mean square of each parameter before its first step, where it is not 0. With `headroom`.
         findings: what was found, in order.
         skipped_steps: steps that a GradScaler or a guard of the user's skipped.
         notes: what is worth knowing and fails nothing: clips that are always or never active, streaks of skipped steps.
@@ -53,6 +57,9 @@ class Run:
     clipped_grad_norm: list[float | None] = field(default_factory=list)
     update_ratio: list[float | None] = field(default_factory=list)
     headroom: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    underflow: dict[str, dict[str, Any]] = field(default_factory=dict)
+    init_scale: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     skipped_steps: int = 0
     notes: list[str] = field(default_factory=list)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from pytest_nanstab.attribution.source import shown, user_line
 from pytest_nanstab.config import Limit
 from pytest_nanstab.findings import Finding, Phase
 from pytest_nanstab.watching import measure, state
+from pytest_nanstab.watching.measure import PRECISION
 from pytest_nanstab.watching.names import owner
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from pytest_nanstab.watching.clips import Clip
+    from pytest_nanstab.watching.counters import Stopped
     from pytest_nanstab.watching.headroom import Least
     from pytest_nanstab.watching.outputs import Call
     from pytest_nanstab.watching.pending import PendingLoss
@@ -293,6 +297,46 @@ def headroom(bound: Limit, least: Least, step: int, spot: Spot) -> Finding:
             "limit_name": "min_headroom_bits",
             "limit_source": bound.source,
         },
+    )
+
+
+def stopped_counter(step: int, stopped: Stopped, spot: Spot) -> Finding:
+    """A counter stands still because its format has no number for the next integer."""
+    dtype = str(stopped.dtype).removeprefix("torch.")
+    return lost_precision(
+        f"{stopped.name} has stopped at {stopped.value:g}: {dtype} cannot add {stopped.increment:g} to it",
+        stopped.dtype,
+        {"value": stopped.value, "increment": stopped.increment, "last grew": f"at step {stopped.step}"},
+        step=step,
+        module=stopped.name.rpartition(".")[0] or None,
+        source=shown(spot),
+    )
+
+
+def lost_precision(
+    message: str,
+    dtype: torch.dtype,
+    evidence: Mapping[str, Any],
+    *,
+    step: int | None,
+    module: str | None = None,
+    op: str | None = None,
+    source: str | None = None,
+) -> Finding:
+    """An integer that its floating format cannot hold: finite, and wrong."""
+    name, precision = str(dtype).removeprefix("torch."), PRECISION[dtype]
+    return Finding(
+        kind="lost-precision",
+        message=message,
+        step=step,
+        phase="forward",
+        module=module,
+        op=op,
+        source=source,
+        evidence={"dtype": name, **evidence},
+        cause=f"{name} has {precision} significant bits: above 2**{precision} = {2**precision} it skips integers, and "
+        "what is added is rounded away",
+        remedy="keep counters, sums and positions in torch.int64 (casts of a model leave integers alone) or in float64",
     )
 
 

@@ -1,0 +1,110 @@
+"""What half precision would make of the small end of the gradients: shares that underflow, loss scales that help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching.headroom import LARGEST
+from pytest_nanstab.watching.names import Names
+
+# The exponents of the smallest normal number (torch.finfo.smallest_normal) and of the smallest subnormal one
+# (smallest_normal * eps): IEEE 754-2019 for float16.
+_FORMATS = {torch.float16: (-14, -24), torch.bfloat16: (-126, -133)}
+_LOW, _HIGH = -1074, 1025  # of float64, as `torch.frexp` counts: 2**(e - 1) <= |x| < 2**e
+_SAMPLED = 4096  # values of one gradient: shares are told to a percent
+# A parameter whose largest gradient is so far below the largest of all has rounding noise: a bias in front of a batch
+# norm, that of the keys of a softmax.
+_NOISE_BITS = 20
+_LOSS = 0.01  # what a loss scale may leave below the smallest subnormal number
+
+
+class Underflow:
+    """The distribution of gradient magnitudes over powers of two, by parameter, at steps 1, 2, 4, 8 ...
+
+    At most 4096 evenly spread values of each gradient are looked at; zeros count for nothing, nor does a parameter
+    whose largest gradient is 20 bits below the largest of all.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._counts: dict[str, Tensor] = {}
+
+    @staticmethod
+    def is_due(step: int) -> bool:
+        """Whether a step is looked at: distributions drift slowly, and looking costs."""
+        return step & (step - 1) == 0
+
+    def step(self, optimizer: Any, parameters: Sequence[Tensor], scale: float) -> None:
+        """Look at the gradients an optimizer is about to take; `scale` is what its own kernel takes off them."""
+        with torch_private.unseen():
+            for parameter in parameters:
+                values = None if parameter.grad is None else measure.plain(parameter.grad)
+                if values is not None:
+                    self._add(self._names.label(optimizer, parameter), values, scale)
+
+    def _add(self, name: str, values: Tensor, scale: float) -> None:
+        flat = values.reshape(-1)
+        sample = flat[:: math.ceil(flat.numel() / _SAMPLED)].double() / scale
+        measured = sample[torch.isfinite(sample) & (sample != 0)].cpu()
+        exponents = torch.frexp(measured).exponent.long() - _LOW
+        counts = torch.bincount(exponents, minlength=_HIGH - _LOW).double() * (flat.numel() / sample.numel())
+        self._counts[name] = self._counts[name] + counts if name in self._counts else counts
+
+    @torch_private.past_modes
+    def table(self, largest: float) -> dict[str, dict[str, Any]]:
+        """For "float16" and "bfloat16" what would be lost; empty when no gradient had a value.
+
+        Args:
+            largest: the largest magnitude of any gradient.
+
+        Returns:
+            `below_normal` and `below_subnormal`: shares of the values that are not 0 under the smallest normal and the
+            smallest subnormal number; `worst` and `worst_share`: the parameter with the largest share of the latter;
+            `loss_scale`: the smallest and the largest power of two that leaves at most 1 % of the values below the
+            smallest subnormal number and lets none overflow, None when there is none.
+        """
+        counts = self._above_noise()
+        if not counts or not largest > 0:
+            return {}
+        return {
+            str(dtype).removeprefix("torch."): {
+                **_losses(counts, *exponents),
+                "loss_scale": _scales(counts, exponents[1], math.log2(LARGEST[dtype]) - math.log2(largest)),
+            }
+            for dtype, exponents in _FORMATS.items()
+        }
+
+    def _above_noise(self) -> dict[str, Tensor]:
+        tops = {name: int(torch.nonzero(counts).max()) for name, counts in self._counts.items() if counts.any()}
+        return {name: self._counts[name] for name, top in tops.items() if top >= max(tops.values()) - _NOISE_BITS}
+
+
+def _losses(counts: dict[str, Tensor], normal: int, subnormal: int) -> dict[str, Any]:
+    total = torch.stack([*counts.values()]).sum(0)
+    shares = {name: _below(count, subnormal) for name, count in counts.items()}
+    worst = max(shares, key=lambda name: shares[name])
+    return {
+        "below_normal": _below(total, normal),
+        "below_subnormal": _below(total, subnormal),
+        "worst": worst,
+        "worst_share": shares[worst],
+    }
+
+
+def _below(counts: Tensor, exponent: int) -> float:
+    """The share of values below 2**exponent."""
+    return float(counts[: exponent - _LOW + 1].sum() / counts.sum())
+
+
+def _scales(counts: dict[str, Tensor], subnormal: int, room: float) -> list[float] | None:
+    total = torch.stack([*counts.values()]).sum(0)
+    shares = torch.cumsum(total, 0) / total.sum()
+    smallest = _LOW + int(torch.count_nonzero(shares <= _LOSS))  # values from 2**(smallest - 1) on are to be kept
+    low, high = max(0, subnormal - smallest + 1), math.floor(room)
+    return [2.0**low, 2.0**high] if low <= high else None
