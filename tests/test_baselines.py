@@ -162,6 +162,21 @@ def test_lost_headroom_names_the_module():
     assert compared(run_of(headroom=lost), run_of(headroom=table), precision="16-mixed") == (None, [])
 
 
+@pytest.mark.parametrize(("factor", "way"), [(4.0, "larger"), (0.25, "smaller")])
+def test_another_initial_scale_names_the_parameter(factor, way):
+    """Weights that start 2 bits off fail, though loss and norms agree; a sixth of a bit passes."""
+    scales = {"decoder.0.weight": 0.05, "decoder.0.bias": 1.0}
+    off = {**scales, "decoder.0.weight": 0.05 * factor}
+    found, _ = compared(run_of(init_scale=scales), run_of(init_scale=off))
+    assert found.message == f"decoder.0.weight starts 2 bits {way} than in its baseline"
+    assert (found.module, found.evidence["value"], found.evidence["recorded"]) == ("decoder.0", 0.05 * factor, 0.05)
+    near = {**scales, "decoder.0.weight": 0.05 * 2 ** (1 / 6)}
+    assert compared(run_of(init_scale=scales), run_of(init_scale=near)) == (None, [])
+    seeds = [run_of(init_scale=near), run_of(init_scale={**scales, "decoder.0.weight": 0.05 * 2**-0.3})]
+    half = {**scales, "decoder.0.weight": 0.05 * 2**0.85}
+    assert compared(run_of(init_scale=scales), run_of(init_scale=half), others=seeds) == (None, [])
+
+
 def test_headroom_far_from_overflow_is_noise():
     """A gradient 2**40 times smaller than the largest may lose 3 bits; the one nearest to overflow may not."""
 
@@ -597,6 +612,39 @@ def test_workers_send_and_the_controller_writes(project, pytester):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs SIGKILL")
+@pytest.mark.slow
+def test_life_of_a_baseline_under_xdist(project, pytester):
+    """Missing, recorded, passed, killed while recording anew, drifted with the module named, updated, passed."""
+    body = HAND_MADE + "\ndef test_b(nanstab):\n    nanstab.check_baseline(a_run())\n"
+    body += "    if pathlib.Path('kill').exists():\n"
+    body += "        import os, signal\n        os.kill(os.getppid(), signal.SIGKILL)\n"
+    project.write(body)
+    project.measure(headroom={"activation": {"decoder.linear2 float16": 6.1}})
+
+    def workers(*options):
+        return pytester.runpytest_subprocess(*LEAN, "-n", "2", *options)
+
+    workers().assert_outcomes(failed=2)
+    assert not project.baseline.exists()
+    workers("--nanstab-update").assert_outcomes(passed=2)
+    before = project.baseline.read_bytes()
+    assert list(json.loads(before)["tests"]) == ["test_a", "test_b"]
+    workers().assert_outcomes(passed=2)
+
+    project.measure(headroom={"activation": {"decoder.linear2 float16": 3.0}})
+    (project.path / "kill").touch()
+    assert workers("--nanstab-update").ret == -9
+    assert project.baseline.read_bytes() == before
+    (project.path / "kill").unlink()
+
+    result = workers()
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*StabilityError: decoder.linear2 lost 3.1 bits of float16 headroom"])
+    assert project.baseline.read_bytes() == before
+    workers("--nanstab-update").assert_outcomes(passed=2)
+    workers().assert_outcomes(passed=2)
+
+
 def test_a_killed_session_leaves_the_old_file(project, pytester):
     """Killed in the middle of an update, after a test has recorded: the file is the old one, byte by byte."""
     project("--nanstab-update")
@@ -674,6 +722,8 @@ def test_life_of_a_suites_baseline(suite):
     assert len(entry["spread"]["loss"]) == 4
     assert max(entry["spread"]["loss"]) > 0
     assert "first float32" in entry["headroom"]["activation"]
+    assert sorted(entry["init_scale"]) == ["first.bias", "first.weight", "last.bias", "last.weight"]
+    assert all(0 < value < 1 for value in entry["init_scale"].values())
     suite().assert_outcomes(passed=4)
 
     (suite.path / "factor.json").write_text("2")

@@ -412,3 +412,21 @@ def test_a_watch_has_a_name():
         train(mlp(), torch.optim.SGD(mlp().parameters(), 0.01), 0)
         (loss_of(mlp(), *next(batches(1))) * NAN).backward()
     assert run.findings[0].evidence["watch"] == "warm-up"
+
+
+def test_a_subclass_that_calls_its_parents_step_is_counted_once():
+    """torch puts its hooks around both; around the parent's only once a plain one of it has been made."""
+
+    class Averaging(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    torch.optim.SGD([weight], lr=0.1)
+    optimizer = Averaging([weight], lr=0.1)
+    with watch() as run:
+        for _ in range(5):
+            optimizer.zero_grad()
+            weight.pow(2).sum().backward()
+            optimizer.step()
+    assert run.steps == 5

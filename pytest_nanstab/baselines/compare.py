@@ -141,7 +141,7 @@ def _scale_distances(scale: float, others: Sequence[Entry], name: str) -> Iterat
     for other in others:
         there = other.get("init_scale", {}).get(name)
         if there is not None:
-            yield _bits(scale, there, sys.float_info.min)
+            yield abs(math.log2(there) - math.log2(scale))
 
 
 def _largest(distances: Iterator[float]) -> float | None:
@@ -278,7 +278,7 @@ def _scale_moves(recorded: Entry, measured: Entry, precision: str) -> Iterator[M
                 name=name,
                 recorded=scale,
                 measured=now[name],
-                bits=_bits(scale, now[name], sys.float_info.min),
+                bits=abs(math.log2(now[name]) - math.log2(scale)),
                 precision=precision,
                 spread=spreads.get(name),
             )

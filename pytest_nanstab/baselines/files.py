@@ -186,9 +186,14 @@ def _numbers_fault(part: Mapping[str, Any], points: int, place: str) -> str | No
     if not all(_is_number(bits) or (may_lack and bits is None) for rows in headroom.values() for bits in rows.values()):
         return f"{place}headroom must hold numbers"
     scales = part.get("init_scale", {})
-    if not isinstance(scales, dict) or not all(_is_number(v) or (may_lack and v is None) for v in scales.values()):
-        return f"{place}init_scale must hold numbers"
+    if not isinstance(scales, dict) or not all(_is_scale(value, may_lack) for value in scales.values()):
+        return f"{place}init_scale must hold numbers{'' if may_lack else ' above 0'}"
     return None
+
+
+def _is_scale(value: Any, may_lack: bool) -> bool:
+    """Whether a value is a scale, which is above 0; or the spread of one, which may lack."""
+    return (value is None or _is_number(value)) if may_lack else _is_number(value) and value > 0
 
 
 def _is_count(value: Any) -> bool:

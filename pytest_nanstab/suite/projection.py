@@ -64,9 +64,8 @@ def _small_end(name: str, found: Mapping[str, Any]) -> str:
     scales = found["loss_scale"]
     if not found["below_normal"]:
         return f"gradients in {name}: none under the smallest normal, no loss scale needed"
-    lost = (
-        f"{_percent(found['below_subnormal'])} of the values lost, {_percent(found['below_normal'])} subnormal or lost"
-    )
+    small, gone = _percent(found["below_normal"]), _percent(found["below_subnormal"])
+    lost = f"{small} of the values under the smallest normal, {gone} lost"
     worst = f", most in {found['worst']} ({_percent(found['worst_share'])})" if found["worst_share"] else ""
     if scales is None:
         return f"gradients in {name}: {lost}{worst}; no loss scale keeps 99 % of them without overflow"

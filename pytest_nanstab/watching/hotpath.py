@@ -112,7 +112,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
     run, norms = region.run, region.state.norms
     gradients = region.gradients
     clips, scaler = gradients.clips, gradients.scaling
-    held = region.state
+    held, enclosing = region.state, torch_private.enclosing_step
     counting = region.counters.active if region.counters is not None else ()
     add_loss, add_norm, add_clipped = run.loss.append, run.grad_norm.append, run.clipped_grad_norm.append
     recent = region.outputs.recent
@@ -152,7 +152,8 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
         if not region.active:
             return None
         norm = norms.get(id(optimizer))
-        if norm is None and held.inner(optimizer):
+        # A subclass that calls its parent's step runs torch's hooks twice.
+        if held.inner(optimizer) if norm is None else steps_twice(optimizer.__class__) and enclosing() is optimizer:
             return None
         if len(args) > 1 or kwargs:
             judge = functools.partial(count, optimizer, norm)
@@ -164,6 +165,12 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
         return None
 
     return before_step
+
+
+@functools.lru_cache(maxsize=256)
+def steps_twice(kind: Any) -> bool:
+    """Whether a class of optimizers and one of its parents both have a `step`, and torch's hooks around it."""
+    return sum("step" in vars(cls) for cls in kind.__mro__) > 2  # one of them is `Optimizer`
 
 
 def with_closure(

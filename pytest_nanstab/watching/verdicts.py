@@ -308,7 +308,7 @@ def stopped_counter(step: int, stopped: Stopped, spot: Spot) -> Finding:
         stopped.dtype,
         {"value": stopped.value, "increment": stopped.increment, "last grew": f"at step {stopped.step}"},
         step=step,
-        module=stopped.name.rpartition(".")[0] or None,
+        module=stopped.name,
         source=shown(spot),
     )
 

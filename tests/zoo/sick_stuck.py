@@ -241,7 +241,7 @@ class PlainSGD(torch.optim.Optimizer):
         self.in_place = in_place
 
     @torch.no_grad()
-    def step(self, closure=None):  # noqa: ARG002
+    def step(self, closure=None):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if self.in_place:
