@@ -20,7 +20,7 @@ class Limits(TypedDict, total=False):
     max_grad_norm: float | None  # global L2 norm of the unscaled gradients before clipping
     min_grad_norm: float | None  # the same, from below
     max_update_ratio: float | None  # ||dw|| / ||w|| per parameter and step
-    min_headroom_bits: float | None  # log2(finfo(dtype).max / max|value|) over activations, gradients, parameters
+    min_headroom_bits: float | None  # log2(finfo(dtype).max / max|value|) over outputs, losses, gradients, parameters
 
 
 LIMIT_HELP = {
@@ -28,7 +28,7 @@ LIMIT_HELP = {
     "max_grad_norm": "largest global L2 norm of the unscaled gradients, before clipping",
     "min_grad_norm": "smallest global L2 norm of the unscaled gradients, before clipping",
     "max_update_ratio": "largest ||dw|| / ||w|| of any parameter in any step",
-    "min_headroom_bits": "smallest log2(finfo.max / max|value|) over activations, gradients and parameters",
+    "min_headroom_bits": "smallest log2(finfo.max / max|value|) over outputs, losses, gradients and parameters",
 }
 LIMIT_NAMES = tuple(LIMIT_HELP)
 

@@ -223,3 +223,47 @@ def test_only_the_plugin_sees_it(path: Path, without: Outcomes) -> None:
     assert broken <= expected
     assert ("failed" in broken) is declared_in(path).explicit
     assert set(of(path, "test_healthy", without).values()) == {"passed"}
+
+
+BY_HAND = """
+import json, math, random, sys
+import numpy, torch
+from data.digits import loaders
+from models.vision import ConvNet, digits_loss
+
+random.seed(0), numpy.random.seed(0), torch.manual_seed(0)
+model, (batches, _), largest = ConvNet(), loaders(batch_size=32), {}
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+def see(quantity, name, tensor):
+    key = f"{quantity} {name}"
+    largest[key] = max(largest.get(key, 0.0), tensor.detach().abs().max().item())
+
+for path, module in model.named_modules():
+    if not list(module.children()):
+        module.register_forward_hook(lambda _m, _a, out, path=path: see("activation", path, out))
+for step, batch in zip(range(15), batches):
+    optimizer.zero_grad()
+    loss = digits_loss(model, batch)
+    see("loss", "loss", loss)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        see("parameter", name, parameter)
+        see("gradient", name, parameter.grad)
+    optimizer.step()
+print(json.dumps({key: math.log2(torch.finfo(torch.float32).max / value) for key, value in largest.items()}))
+"""
+
+
+def test_the_headroom_is_that_computed_by_hand(example_report: dict[str, Any]) -> None:
+    """The conv net's suite, trained once more by a plain loop with hooks of its own: every figure agrees."""
+    told = next(test for test in example_report["tests"] if test["id"].endswith("test_convnet[headroom-32-true]"))
+    found = {
+        f"{quantity} {name.removesuffix(' float32')}": bits
+        for quantity, rows in told["headroom"].items()
+        for name, bits in rows.items()
+    }
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLE)}
+    command = [sys.executable, "-c", BY_HAND]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found == pytest.approx(json.loads(output), abs=0.01)

@@ -281,9 +281,10 @@ numerical stability (pytest-nanstab):
                         write a report of all checked and watched tests, with
                         every measurement; the ending gives the format (.json,
                         .md); may be repeated
-  --nanstab-headroom=N  measure headroom at every step and list the N tests
-                        nearest to overflow or to a limit, 0 for all (default:
-                        list what suites and limits measure, if under 4 bits)
+  --nanstab-headroom=N  measure the headroom of every test (of unmarked ones at
+                        sampled steps) and list the N nearest to overflow or to
+                        a limit, 0 for all (default: list what suites and limits
+                        measure, if under 4 bits)
 """
         in text
     )

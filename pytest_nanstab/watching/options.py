@@ -23,7 +23,7 @@ class Options:
         limits: the user's bounds; each is judged at every step.
         allow_nonfinite: sinks that may hold NaN; "output" is the only one.
         model: judge only this model's outermost outputs; None judges all modules.
-        headroom: measure activation, gradient and parameter headroom at every step.
+        headroom: measure the headroom of outputs, losses, gradients and parameters at every judged step.
         update_ratio: measure ||dw|| / ||w|| at every step.
         check_parameters: judge parameters, buffers and optimizer state after every step, not only at the end.
         details: record every parameter's norms, rates and loss scales of every step.
