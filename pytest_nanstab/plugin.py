@@ -42,8 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=settings_module.headroom_number,
         default=None,
         metavar="N",
-        help="measure the headroom of every test (of unmarked ones at sampled steps) and list the N nearest to overflow "
-        "or to a limit, 0 for all (default: list what suites and limits measure, if under 4 bits)",
+        help="measure the headroom of every test (of unmarked ones at sampled steps) and list the N nearest to "
+        "overflow or to a limit, 0 for all (default: list what suites and limits measure, if under 4 bits)",
     )
     group.addoption(
         "--nanstab-update",
