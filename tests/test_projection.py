@@ -23,6 +23,7 @@ def test_overflow_in_float16_and_room_in_bfloat16():
         "gradient": {"out.weight float32": bits(0.5)},
     }
     assert projections(headroom) == [
+        f"in its own float32: {bits(8.2e4):.1f} bits, least in activation ff.linear2",
         "in float16: overflows in activation ff.linear2 (8.2e+04 > 65504) and in 1 more",
         f"in bfloat16: {math.log2(3.3895313892515355e38 / 8.2e4):.1f} bits, least in activation ff.linear2",
     ]
@@ -30,15 +31,18 @@ def test_overflow_in_float16_and_room_in_bfloat16():
 
 def test_room_in_both():
     """A value of 1 is 16 bits below the end of float16."""
-    assert projections({"parameter": {"w float32": bits(1.0)}})[0] == "in float16: 16.0 bits, least in parameter w"
+    assert projections({"parameter": {"w float32": bits(1.0)}})[1] == "in float16: 16.0 bits, least in parameter w"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_its_own_precision_is_not_projected(dtype):
-    """What the run was in has been measured."""
-    assert [line.split(":")[0] for line in projections({"activation": {f"x {dtype}": 3.0}})] == [
-        "in bfloat16" if dtype == "float16" else "in float16"
+    """What the run was in has been measured: only what is kept in that format counts for it."""
+    told = projections({"activation": {f"x {dtype}": 3.0}, "parameter": {"w float32": 1.0}})
+    assert told[:2] == [
+        f"in its own {dtype}: 3.0 bits, least in activation x",
+        "in its own float32: 1.0 bits, least in parameter w",
     ]
+    assert [line.split(":")[0] for line in told[2:]] == ["in bfloat16" if dtype == "float16" else "in float16"]
 
 
 @pytest.mark.parametrize("headroom", [{}, {"activation": {}}, {"activation": {"x float32": math.inf}}])
@@ -49,7 +53,8 @@ def test_nothing_measured_says_nothing(headroom):
 
 def test_float64_beyond_every_half_precision():
     """A number too large for both is named for both."""
-    told = projections({"activation": {"x float64": 1.0}})
+    own, *told = projections({"activation": {"x float64": 1.0}})
+    assert own == "in its own float64: 1.0 bits, least in activation x"
     assert all("overflows in activation x" in line for line in told)
     assert len(told) == 2
 
@@ -74,4 +79,4 @@ def test_the_item_notes_it(pytester):
     )
     pytester.runpytest_subprocess("--nanstab-report=r.json").assert_outcomes(passed=1)
     (record,) = json.loads((pytester.path / "r.json").read_text())["tests"]
-    assert record["notes"][0] == "in float16: overflows in activation Linear (2e+05 > 65504)"
+    assert record["notes"][1] == "in float16: overflows in activation Linear (2e+05 > 65504)"

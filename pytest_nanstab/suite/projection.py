@@ -9,20 +9,23 @@ from typing import Any
 from pytest_nanstab.watching.headroom import LARGEST
 
 _TOPS = {str(dtype).removeprefix("torch."): top for dtype, top in LARGEST.items()}
-_TARGETS = {name: _TOPS[name] for name in ("float16", "bfloat16")}  # the half precisions that are trained in
+_TARGETS = ("float16", "bfloat16")  # the half precisions that are trained in
 _QUANTITIES = ("loss", "activation", "gradient", "parameter")
 _SHOWN = 3
 
 
 def projections(headroom: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A line for each half precision the run was not in: how many bits it leaves, or what overflows in it.
+    """A line for each format of the run, least bits and where; then one for each half precision it was not in.
+
+    The latter say how many bits it would leave, or what overflows in it.
 
     Args:
         headroom: `Run.headroom`: bits to the largest number of the tensor's own dtype, by quantity, name and dtype.
     """
-    values = list(_values(headroom))
-    used = {dtype for _, _, dtype in values}
-    return [_line(target, top, values) for target, top in _TARGETS.items() if values and target not in used]
+    values = _values(headroom)
+    used = {dtype: [value for value in values if value[2] == dtype] for _, _, dtype in values}
+    own = [f"in its own {dtype}: {_line(_TOPS[dtype], used[dtype])}" for dtype in _TOPS if dtype in used]
+    return own + [f"in {name}: {_line(_TOPS[name], values)}" for name in _TARGETS if values and name not in used]
 
 
 def _values(headroom: Mapping[str, Mapping[str, float]]) -> list[tuple[float, str, str]]:
@@ -38,13 +41,13 @@ def _values(headroom: Mapping[str, Mapping[str, float]]) -> list[tuple[float, st
     return sorted(found, reverse=True)
 
 
-def _line(target: str, top: float, values: list[tuple[float, str, str]]) -> str:
+def _line(top: float, values: list[tuple[float, str, str]]) -> str:
     beyond = [(size, name) for size, name, _ in values if size > math.log2(top)]
     size, name, _ = values[0]
     if not beyond:
-        return f"in {target}: {math.log2(top) - size:.1f} bits, least in {name}"
+        return f"{math.log2(top) - size:.1f} bits, least in {name}"
     more = f" and in {len(beyond) - 1} more" if len(beyond) > 1 else ""
-    return f"in {target}: overflows in {name} ({_number(size)} > {top:.5g}){more}"
+    return f"overflows in {name} ({_number(size)} > {top:.5g}){more}"
 
 
 def _number(size: float) -> str:
