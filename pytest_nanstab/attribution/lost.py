@@ -18,7 +18,7 @@ from pytest_nanstab.watching.measure import PRECISION
 
 _ADDITIONS = ("add", "sub")
 _CAPS = frozenset({"clamp", "clamp_max", "minimum", "fmin", "remainder", "fmod", "hardtanh"})
-_MOST = 1 << 16  # elements: counters, lengths and positions are small
+_MOST_OF_A_SUM, _MOST = 1 << 12, 1 << 16  # elements: counters and sums are small, positions are not large
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = operations.describe(func).name
-        before = args[0].detach().clone() if name in _ADDITIONS and _is_small(args[0]) else None
+        before = args[0].detach().clone() if name in _ADDITIONS and _may_sum(*args[:2]) else None
         key = storage_key(args[0]) if before is not None else None
         result = func(*args, **kwargs)
         if name in _CAPS:
@@ -132,12 +132,13 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._found.append(Lost("arange", place_of_call()[0].spot, result.dtype, value, 1.0, None, "range"))
 
 
-def _is_small(value: Any) -> bool:
+def _may_sum(value: Any, addend: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.dtype in PRECISION
-        and 0 < value.numel() <= _MOST
+        and 0 < value.numel() <= _MOST_OF_A_SUM
         and measure.plain(value) is not None
+        and (not isinstance(addend, Tensor) or addend.layout is torch.strided)
     )
 
 
