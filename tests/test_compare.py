@@ -141,6 +141,17 @@ def test_damaged_and_foreign_files_are_named(tmp_path, capsys, content, message)
     assert message in error
 
 
+def test_records_of_any_origin_are_compared(tmp_path, capsys):
+    """Odd types in any place are no failure, and no name reaches the terminal unescaped."""
+    odd = [{"id": "\x1b[2J\ud800", name: value} for name in record() for value in (None, 3, "x", [], {"a": [1]}, [{}])]
+    paths = written(tmp_path, a=report(*odd, 7, torch=["x"]), b=report(record("\x1b[2J\ud800"), torch="\x1b[2J"))
+    for ending in ("md", "txt"):
+        main(["compare", *paths, "--all", "--output", str(tmp_path / f"x.{ending}")])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert r"\x1b[2J\ud800" in shown
+
+
 def test_missing_files_and_empty_folders(tmp_path, capsys):
     """Both are told like a damaged file."""
     assert main(["compare", str(tmp_path / "none.json")]) == 2

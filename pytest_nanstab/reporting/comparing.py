@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pytest_nanstab.reporting.model import SCHEMA, findings_of
+from pytest_nanstab.reporting.tolerant import mapping, shown, tidy
 
 # What tells environments apart, in this order; of these, those that differ make an environment's name.
 _FACTS = ("python", "torch", "numpy", "pytest", "hypothesis", "pytest-nanstab", "platform")
@@ -137,31 +138,34 @@ def compare(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Comparison:
 
 def _cells(report: Mapping[str, Any]) -> dict[str, Cell]:
     return {
-        str(record["id"]): _cell(record) for record in report["tests"] if isinstance(record, dict) and "id" in record
+        record["id"]: _cell(record)
+        for given in report["tests"]
+        if isinstance(given, dict) and "id" in given
+        for record in [tidy(given)]
     }
 
 
 def _cell(record: Mapping[str, Any]) -> Cell:
     findings = findings_of(record)
-    bad = [finding for finding in findings if str(finding.get("kind", "")).startswith(_NONFINITE)]
-    bits, where = _least(record.get("headroom") or {})
+    bad = [finding for finding in findings if finding["kind"].startswith(_NONFINITE)]
+    bits, where = _least(record["headroom"])
     return Cell(
-        outcome=str(record.get("outcome")),
+        outcome=record["outcome"],
         words=_words(record, findings),
         finite=not bad,
-        norm=_median((record.get("run") or {}).get("grad_norm") or ()),
+        norm=_median(record["run"]["grad_norm"]),
         bits=bits,
         where=where,
     )
 
 
 def _words(record: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> str:
-    outcome = str(record.get("outcome"))
+    outcome = str(record["outcome"])
     if not findings:
         return outcome
     first = findings[0]
     step = f", step {first['step']}" if first.get("step") is not None else ""
-    return f"{outcome}: {first.get('kind')}{step}"
+    return f"{outcome}: {first['kind']}{step}"
 
 
 def _median(values: Iterable[object]) -> float | None:
@@ -173,7 +177,7 @@ def _least(headroom: Mapping[str, Any]) -> tuple[float | None, str | None]:
     entries = [
         (float(bits), f"{quantity} {name}")
         for quantity, tensors in headroom.items()
-        for name, bits in (tensors or {}).items()
+        for name, bits in tensors.items()
         if isinstance(bits, (int, float)) and math.isfinite(bits)
     ]
     return min(entries, default=(None, None))
@@ -181,9 +185,10 @@ def _least(headroom: Mapping[str, Any]) -> tuple[float | None, str | None]:
 
 def _names(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, ...]:
     """What differs between the environments, or where nothing does the names of the files."""
-    facts = [report.get("environment") or {} for _, report in reports]
-    differing = [name for name in _FACTS if len({str(found.get(name)) for found in facts}) > 1]
-    named = [", ".join(f"{_SHORT.get(name, f'{name} ')}{found.get(name)}" for name in differing) for found in facts]
+    given = [mapping(report.get("environment")) for _, report in reports]
+    facts = [{name: shown(found.get(name)) for name in _FACTS} for found in given]
+    differing = [name for name in _FACTS if len({found[name] for found in facts}) > 1]
+    named = [", ".join(f"{_SHORT.get(name, f'{name} ')}{found[name]}" for name in differing) for found in facts]
     if len(set(named)) == len(named) and all(named):
         return tuple(named)
     return tuple(Path(path).stem for path, _ in reports)
