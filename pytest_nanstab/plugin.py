@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="PATH",
         help="write a report of all checked and watched tests, with every measurement; the ending gives the format "
-        "(.json, .md); may be repeated",
+        "(.json, .md, .html); may be repeated",
     )
     group.addoption(
         "--nanstab-headroom",

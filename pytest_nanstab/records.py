@@ -179,15 +179,14 @@ class Collector:
             self._write(path, report)
 
     def _write(self, path: str, report: dict[str, Any]) -> None:
-        from pytest_nanstab.reporting import markdown, model
+        from pytest_nanstab.reporting import model
 
         try:
-            if model.report_format(path) == "md":
-                model.write_text(path, markdown.render(report))
-            else:
-                model.write_json(path, report)
+            model.write_text(path, _rendered(model.report_format(path), report))
         except OSError as error:
             self._failed.append(f"could not write nanstab report {path}: {error.strerror or error}")
+        except ImportError as error:  # there when the session began, and broken
+            self._failed.append(f"could not write nanstab report {path}: {error}")
         else:
             self._written.append(f"nanstab report: {path}")
 
@@ -208,6 +207,13 @@ class Collector:
             terminalreporter.write_line(line)
         for line in self._failed:
             terminalreporter.write_line(line, red=True, bold=True)
+
+
+def _rendered(format_: str, report: dict[str, Any]) -> str:
+    from pytest_nanstab.reporting import markdown, model, pages
+
+    renderers = {"md": markdown.render, "html": pages.report_page, "json": model.json_text}
+    return renderers[format_](report)
 
 
 class Messenger:

@@ -173,11 +173,15 @@ def _source(config: pytest.Config, key: str) -> str:
 
 def _report(config: pytest.Config, path: str) -> str:
     from pytest_nanstab.reporting.model import report_format
+    from pytest_nanstab.reporting.pages import missing
 
     try:
-        report_format(path)
+        wanted = report_format(path)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    absent = missing(f"--nanstab-report={path}") if wanted == "html" else None
+    if absent is not None:
+        raise pytest.UsageError(absent)
     # A test may leave another working directory behind.
     return str(config.invocation_params.dir / Path(path).expanduser())
 

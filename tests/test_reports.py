@@ -425,7 +425,8 @@ def test_unknown_distribution_has_no_version(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("path", "format_"), [("out.json", "json"), ("a/b.JSON", "json"), (Path("x.json"), "json"), ("s.md", "md")]
+    ("path", "format_"),
+    [("out.json", "json"), ("a/b.JSON", "json"), (Path("x.json"), "json"), ("s.md", "md"), ("h.html", "html")],
 )
 def test_report_format(path, format_):
     """The file name decides the format."""
@@ -435,7 +436,9 @@ def test_report_format(path, format_):
 @pytest.mark.parametrize("path", ["out.txt", "out", ".json", "x.json.gz"])
 def test_report_format_refuses_others(path):
     """Anything else is refused, naming what is allowed and what was given."""
-    with pytest.raises(ValueError, match=r"--nanstab-report must name a \.json or \.md file, got '.*'") as caught:
+    with pytest.raises(
+        ValueError, match=r"--nanstab-report must name a \.json, \.md or \.html file, got '.*'"
+    ) as caught:
         model.report_format(path)
     assert path in str(caught.value)
 
@@ -504,8 +507,12 @@ def test_html_report_shows_the_extra(pytester):
 
 # --- imports
 
-MODULES = ("block", "compared", "comparing", "extras", "failure", "markdown", "model", "terminal", "text")
-HEAVY = ("torch", "numpy", "hypothesis")
+MODULES = (
+    *("block", "compared", "comparing", "extras", "failure", "html_tables", "markdown", "model", "pages", "series"),
+    *("terminal", "text", "tolerant"),
+)
+DRAWING = ("html", "html_compare", "html_curves", "html_findings", "plots", "svg")  # loaded when a page is written
+HEAVY = ("torch", "numpy", "hypothesis", "matplotlib", "jinja2")
 
 
 def loaded_after(statement):
@@ -519,6 +526,8 @@ def test_reporting_imports_nothing_heavy():
     used = "model.environment(type('Config', (), {'invocation_params': type('P', (), {'args': ()})}))"
     imports = "; ".join(f"from pytest_nanstab.reporting import {name}" for name in MODULES)
     assert loaded_after(f"{imports}; {used}") == []
+    pages = "; ".join(f"from pytest_nanstab.reporting import {name}" for name in DRAWING)
+    assert loaded_after(f"{imports}; {pages}") == ["numpy", "matplotlib", "jinja2"]
 
 
 def test_import_check_can_fail():
@@ -529,4 +538,6 @@ def test_import_check_can_fail():
 def test_every_module_is_asked():
     """No module of the room is missing from the import test."""
     folder = Path(model.__file__).parent
-    assert tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")) == MODULES
+    assert tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")) == tuple(
+        sorted(MODULES + DRAWING)
+    )

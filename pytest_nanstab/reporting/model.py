@@ -22,7 +22,7 @@ Record: TypeAlias = "Mapping[str, Any]"  # one test, as it rides on pytest's rep
 
 SCHEMA = 1
 _PACKAGES = ("torch", "numpy", "pytest", "hypothesis", "pytest-nanstab")
-_FORMATS = (".json", ".md")
+_FORMATS = (".json", ".md", ".html")
 # Limit on a list of the run: what the margin is about, and whether the limit bounds it from above.
 _BOUNDED = {
     "max_loss": ("loss", "loss", True),
@@ -195,10 +195,12 @@ def _entry(
 
 
 def report_format(path: str | os.PathLike[str]) -> str:
-    """The format that a report's file name asks for: "json" or "md". `ValueError` names what is allowed."""
+    """The format that a report's file name asks for: "json", "md" or "html". `ValueError` names what is allowed."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise ValueError(f"--nanstab-report must name a {' or '.join(_FORMATS)} file, got {os.fspath(path)!r}")
+        raise ValueError(
+            f"--nanstab-report must name a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file, got {os.fspath(path)!r}"
+        )
     return suffix[1:]
 
 
@@ -207,7 +209,12 @@ def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
 
     Raises `ValueError` for numbers that are not finite, and whatever the file system raises.
     """
-    write_text(path, json.dumps(report, allow_nan=False, indent=1) + "\n")
+    write_text(path, json_text(report))
+
+
+def json_text(report: Mapping[str, Any]) -> str:
+    """The text of the JSON file; `ValueError` for numbers that are not finite."""
+    return json.dumps(report, allow_nan=False, indent=1) + "\n"
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
