@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pytest_nanstab.reporting import pages
 from pytest_nanstab.reporting.compared import as_markdown, as_text
 from pytest_nanstab.reporting.comparing import ReportFileError, compare, files_of, read
 
+_FORMATS = {".md": as_markdown, ".txt": as_text, ".html": pages.comparison_page}
 _EPILOG = (
     "exit status: 0 when every test has the same outcome everywhere it ran (figures may drift), 1 when one has not, "
     "2 when a file is no report"
@@ -24,9 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReportFileError as error:
         print(f"pytest_nanstab compare: {error}", file=sys.stderr)  # noqa: T201 - a command line
         return 2
-    markdown = options.output is not None and options.output.suffix.lower() == ".md"
     if options.output is not None:
-        made = as_markdown if markdown else as_text
+        made = _FORMATS[options.output.suffix.lower()]
         options.output.write_text(made(comparison, everything=options.all), encoding="utf-8")
     print(as_text(comparison, everything=options.all), end="")  # noqa: T201
     return int(comparison.fails)
@@ -44,14 +45,17 @@ def _parser() -> argparse.ArgumentParser:
         help="a file that --nanstab-report=PATH.json has written, or a folder of such files",
     )
     command.add_argument("--all", action="store_true", help="list every test, not only those that changed")
-    command.add_argument("--output", type=_output, metavar="PATH", help="write it to a file too; .md or .txt")
+    command.add_argument("--output", type=_output, metavar="PATH", help="write it to a file too; .md, .txt or .html")
     return parser
 
 
 def _output(text: str) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in (".md", ".txt"):
-        raise argparse.ArgumentTypeError(f"the ending must be .md or .txt, got {text!r}")
+    if path.suffix.lower() not in _FORMATS:
+        raise argparse.ArgumentTypeError(f"the ending must be .md, .txt or .html, got {text!r}")
+    absent = pages.missing(text) if path.suffix.lower() == ".html" else None
+    if absent is not None:
+        raise argparse.ArgumentTypeError(absent)
     return path
 
 

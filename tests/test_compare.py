@@ -145,7 +145,7 @@ def test_records_of_any_origin_are_compared(tmp_path, capsys):
     """Odd types in any place are no failure, and no name reaches the terminal unescaped."""
     odd = [{"id": "\x1b[2J\ud800", name: value} for name in record() for value in (None, 3, "x", [], {"a": [1]}, [{}])]
     paths = written(tmp_path, a=report(*odd, 7, torch=["x"]), b=report(record("\x1b[2J\ud800"), torch="\x1b[2J"))
-    for ending in ("md", "txt"):
+    for ending in ("md", "txt", "html"):
         main(["compare", *paths, "--all", "--output", str(tmp_path / f"x.{ending}")])
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
@@ -159,7 +159,7 @@ def test_missing_files_and_empty_folders(tmp_path, capsys):
     assert "a folder without any .json file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["compare", str(tmp_path), "--output", "x.pdf"])
-    assert "the ending must be .md or .txt, got 'x.pdf'" in capsys.readouterr().err
+    assert "the ending must be .md, .txt or .html, got 'x.pdf'" in capsys.readouterr().err
 
 
 def test_as_a_command_without_torch(tmp_path):
