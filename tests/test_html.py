@@ -154,6 +154,14 @@ def test_extreme_numbers_can_be_drawn(values):
     assert drawn(values, [plots.Bound("max_loss", 1e308), plots.Bound("min_grad_norm", 0.0)]).endswith("</svg>")
 
 
+def test_what_cannot_be_drawn_is_told(monkeypatch):
+    """A library in no state to draw costs the figures, not the page."""
+    monkeypatch.setattr(plots, "curves", lambda *_, **__: 1 / 0)
+    page = page_of(full_record())
+    assert not page.all("svg")
+    assert "could not be drawn: ZeroDivisionError: division by zero loss: first 2," in page.text
+
+
 def test_titles_are_escaped():
     """As everything that is not drawn by matplotlib."""
     assert '<title id="n-t">&lt;t&gt;</title>' in drawn([1.0, 2.0])
@@ -182,6 +190,7 @@ def test_nothing_of_a_record_becomes_markup():
     page = Page(text)
     assert page.wrong == []
     assert {tag for tag, _ in page.elements} & {"script", "img", "iframe", "object", "embed", "base", "form"} == set()
+    assert "could not be drawn" not in page.text
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", text)
     assert "<script>alert(1)</script>" in page.text

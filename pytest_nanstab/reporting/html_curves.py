@@ -12,7 +12,7 @@ from pytest_nanstab.reporting import plots, svg
 from pytest_nanstab.reporting.html_tables import Table
 from pytest_nanstab.reporting.plots import Bound, Line
 from pytest_nanstab.reporting.series import WORDS, Series
-from pytest_nanstab.reporting.tolerant import LISTS, Measured
+from pytest_nanstab.reporting.tolerant import LISTS, Measured, shown
 
 _ALL_TOLD = 40  # steps of a run whose every value stands in the table
 _POINTS_TOLD = 16  # of each list of a longer run
@@ -37,12 +37,14 @@ class Figure:
     Attributes:
         title: what it shows.
         drawing: the SVG element; None where there is too little to draw.
+        trouble: why it could not be drawn.
         words: for each curve its class, its label and what it says.
         bounds: the limits, each with the place it was stated.
     """
 
     title: str
     drawing: Markup | None
+    trouble: str
     words: Sequence[tuple[str, str, str]]
     bounds: Sequence[str]
 
@@ -80,19 +82,25 @@ def _figure(record: Mapping[str, Any], column: str, lines: Sequence[Line], name:
     values = [value for line in lines for _, value in line.series.points]
     title = f"{_LABELS[column]} over the steps{', log scale' if plots.is_log(values, bounds) else ''}"
     described = "; ".join([*(f"{label}: {said}" for _, label, said in words), *told])
-    return Figure(title, _drawing(lines, bounds, name, title, described), words, told)
+    return Figure(title, *_drawing(lines, bounds, name, title, described), words, told)
 
 
 def _is_drawn(limit: Mapping[str, Any]) -> bool:
     return isinstance(limit["value"], float)
 
 
-def _drawing(lines: Sequence[Line], bounds: Sequence[Bound], name: str, title: str, described: str) -> Markup | None:
+def _drawing(
+    lines: Sequence[Line], bounds: Sequence[Bound], name: str, title: str, described: str
+) -> tuple[Markup | None, str]:
+    """The figure and nothing, or why there is none where there should be one."""
     steps = max(len(line.series.values) for line in lines)
     if steps < 2 or not any(line.series.points for line in lines):
-        return None
-    drawn = plots.curves(lines, bounds, steps=steps)
-    return svg.inline(drawn, classes=plots.CLASSES, name=name, title=title, description=described)
+        return None, ""
+    try:
+        drawn = plots.curves(lines, bounds, steps=steps)
+        return svg.inline(drawn, classes=plots.CLASSES, name=name, title=title, description=described), ""
+    except Exception as error:  # noqa: BLE001 - a library in no state to draw: the words are worth having alone
+        return None, f"{type(error).__name__}: {shown(error)}"
 
 
 # --- the same as numbers

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Affine2D, Bbox, BboxTransform
 
 from pytest_nanstab.reporting.series import Point, Series, width
 
 CLASSES = frozenset({"grid", "limit", "bad", "raw", "clipped", "raw dot", "clipped dot"})
 
 _WIDTH, _HEIGHT = 360, 190  # points; a phone's column shows them at their size
-_BOX = (0.135, 0.14, 0.845, 0.77)  # left, bottom, width, height
+_BOX = (48.0, 26.0, 353.0, 172.0)  # left, bottom, right and top of the curves, in points
 _POINTS = 300
 _LOG_FROM = 100.0  # two decades
 _NEAR = 1000.0  # a limit farther than this factor from all values would flatten their curve
@@ -70,18 +72,14 @@ def drawing() -> Iterator[None]:
 def curves(lines: Sequence[Line], bounds: Sequence[Bound], *, steps: int) -> str:
     """An SVG of `lines` over steps 1 to `steps`, with `bounds` as labelled lines and the non-finite steps marked."""
     values = [value for line in lines for _, value in line.series.points]
-    scale = _scale(values, bounds)
-    figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
-    canvas: Any = FigureCanvasSVG(figure)
-    axes = _axes(figure, scale, steps)
-    _mark(axes, lines, steps)
+    sheet = _Sheet(_scale(values, bounds), max(steps, 2))
+    _ticks(sheet)
+    _mark(sheet, lines, steps)
     for index, bound in enumerate(bounds):
-        _bound(axes, bound, scale, left=index % 2 == 0, near=_is_near(bound.value, values))
+        _bound(sheet, bound, left=index % 2 == 0, near=_is_near(bound.value, values))
     for line in lines:
-        _line(axes, line, scale)
-    target = io.StringIO()
-    canvas.print_svg(target, metadata=_METADATA)
-    return target.getvalue()
+        _line(sheet, line)
+    return sheet.svg()
 
 
 # --- the vertical scale
@@ -89,7 +87,7 @@ def curves(lines: Sequence[Line], bounds: Sequence[Bound], *, steps: int) -> str
 
 @dataclass(frozen=True)
 class _Scale:
-    """From values to heights; logarithmic ones are powers of ten on linear axes, which draws three times as fast."""
+    """From values to heights; logarithmic ones are powers of ten."""
 
     low: float
     high: float
@@ -158,72 +156,101 @@ def _labels(ticks: Sequence[float]) -> list[str]:
 # --- the parts
 
 
-def _axes(figure: Figure, scale: _Scale, steps: int) -> Axes:
-    axes = figure.add_axes(_BOX)
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0, labelsize=11)
-    axes.set_xlim(1, max(steps, 2))
-    axes.set_ylim(scale.low, scale.high)
-    heights, labels = scale.ticks()
-    axes.set_yticks(heights, labels)
-    axes.set_xticks(_step_ticks(steps))
-    for height in heights:
-        axes.axhline(height, gid="grid", clip_on=False)
-    return axes
+class _Sheet:
+    """A figure to draw on in steps and heights. Without Axes, whose ticks take three times as long as all else."""
+
+    def __init__(self, scale: _Scale, last: int) -> None:
+        self.scale = scale
+        self.last = last
+        self._figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72)
+        self._figure.patch.set_visible(False)
+        self._place = BboxTransform(Bbox.from_extents(1, scale.low, last, scale.high), Bbox.from_extents(*_BOX))
+
+    def line(self, across: Sequence[float], up: Sequence[float], style: str) -> None:
+        """A line through points; NaN breaks it."""
+        self._figure.add_artist(Line2D(across, up, transform=self._place, gid=style))
+
+    def band(self, first: float, last: float, style: str) -> None:
+        """A band from bottom to top."""
+        low, high = self.scale.low, self.scale.high
+        self._figure.add_artist(
+            Rectangle((first, low), last - first, high - low, transform=self._place, gid=style, fill=False)
+        )
+
+    def text(self, step: float, height: float, words: str, style: str | None = None, **kwargs: Any) -> None:
+        """Words at a step and a height, `up` and `right` points away from them."""
+        up, right = kwargs.pop("up", 0.0), kwargs.pop("right", 0.0)
+        place = self._place + Affine2D().translate(right, up)
+        self._figure.text(step, height, words, transform=place, gid=style, parse_math=False, **kwargs)
+
+    def svg(self) -> str:
+        """What was drawn."""
+        target = io.StringIO()
+        canvas: Any = FigureCanvasSVG(self._figure)
+        canvas.print_svg(target, metadata=_METADATA)
+        return target.getvalue()
 
 
-def _step_ticks(steps: int) -> list[int]:
-    found = [round(tick) for tick in MaxNLocator(5, integer=True).tick_values(1, max(steps, 2))]
-    inside = [tick for tick in found if 1 < tick <= max(steps, 2)]
+def _ticks(sheet: _Sheet) -> None:
+    heights, labels = sheet.scale.ticks()
+    for height, label in zip(heights, labels, strict=True):
+        sheet.line([1, sheet.last], [height, height], "grid")
+        sheet.text(1, height, label, right=-5, ha="right", va="center_baseline")
+    for step in _step_ticks(sheet.last):
+        sheet.text(step, sheet.scale.low, str(step), up=-5, ha="center", va="top")
+
+
+def _step_ticks(last: int) -> list[int]:
+    found = [round(tick) for tick in MaxNLocator(5, integer=True).tick_values(1, last)]
+    inside = [tick for tick in found if 1 < tick <= last]
     return [1, *(tick for tick in inside if tick > 1 + (inside[-1] - 1) * 0.08)]
 
 
-def _mark(axes: Axes, lines: Sequence[Line], steps: int) -> None:
+def _mark(sheet: _Sheet, lines: Sequence[Line], steps: int) -> None:
     """A band over the steps where a value is not finite; the first of each kind is named."""
-    least = max(steps - 1, 1) / 150  # two points wide
+    reach = max((sheet.last - 1) / 300, min(0.5, steps / 200))  # at least a point wide
     stretches = [found for line in lines for found in line.series.stretches(width(steps, _POINTS))]
-    drawn = sorted({(found.first, found.last) for found in stretches})
-    for first, last in drawn:
-        reach = max(least, min(1.0, steps / 100)) / 2
-        axes.axvspan(max(1, first - reach), min(max(steps, 2), last + reach), gid="bad", clip_on=False)
+    for first, last in sorted({(found.first, found.last) for found in stretches}):
+        sheet.band(max(1, first - reach), min(sheet.last, last + reach), "bad")
     for word in sorted({found.word for found in stretches}):
         first = min(found.first for found in stretches if found.word == word)
         at = min(max(first, 1 + steps * 0.03), steps * 0.97)
-        axes.text(at, 1.02, word, transform=axes.get_xaxis_transform(), ha="center", gid="bad")
+        sheet.text(at, sheet.scale.high, word, "bad", up=3, ha="center")
 
 
-def _bound(axes: Axes, bound: Bound, scale: _Scale, *, left: bool, near: bool) -> None:
-    height = scale.height(bound.value)
-    at, side = (0.01, "left") if left else (0.99, "right")
-    place: dict[str, Any] = {"transform": axes.transAxes, "ha": side, "gid": "limit"}
+def _bound(sheet: _Sheet, bound: Bound, *, left: bool, near: bool) -> None:
+    """A line with its name above it; the name alone, with the direction, for what is far away."""
+    scale, height = sheet.scale, sheet.scale.height(bound.value)
+    step, side, right = (1, "left", 4) if left else (sheet.last, "right", -4)
+    upper = height > (scale.low + scale.high) / 2
     if near and scale.low <= height <= scale.high:
-        axes.axhline(height, gid="limit", clip_on=False)
-        share = (height - scale.low) / (scale.high - scale.low)
-        above = share < 0.88
-        axes.text(at, share + (0.02 if above else -0.02), bound.label, va="bottom" if above else "top", **place)
+        sheet.line([1, sheet.last], [height, height], "limit")
+        top = (height - scale.low) / (scale.high - scale.low) > 0.88
+        sheet.text(step, height, bound.label, "limit", up=-3 if top else 3, right=right, ha=side, va=_side(top))
     else:
-        above = height > (scale.low + scale.high) / 2
-        where = "above" if above else "below"
-        axes.text(at, 0.98 if above else 0.02, f"{bound.label} ({where})", va="top" if above else "bottom", **place)
+        words = f"{bound.label} ({'above' if upper else 'below'})"
+        at = scale.high if upper else scale.low
+        sheet.text(step, at, words, "limit", up=-3 if upper else 3, right=right, ha=side, va=_side(upper))
 
 
-def _line(axes: Axes, line: Line, scale: _Scale) -> None:
+def _side(below: bool) -> str:
+    return "top" if below else "bottom"
+
+
+def _line(sheet: _Sheet, line: Line) -> None:
     """The unbroken pieces in one line, and single points as dots."""
     pieces = line.series.pieces(_POINTS)
     joined = [piece for piece in pieces if len(piece) > 1]
     single = [piece * 2 for piece in pieces if len(piece) == 1]
     for style, parts in ((line.style, joined), (f"{line.style} dot", single)):
         if parts:
-            _draw(axes, parts, scale, style)
+            _draw(sheet, parts, style)
 
 
-def _draw(axes: Axes, pieces: Sequence[Sequence[Point]], scale: _Scale, style: str) -> None:
+def _draw(sheet: _Sheet, pieces: Sequence[Sequence[Point]], style: str) -> None:
     across: list[float] = []
     up: list[float] = []
     for piece in pieces:
         across += [*(step for step, _ in piece), math.nan]
-        up += [*(scale.height(value) for _, value in piece), math.nan]
-    axes.plot(across, up, gid=style, clip_on=False)
+        up += [*(sheet.scale.height(value) for _, value in piece), math.nan]
+    sheet.line(across, up, style)
