@@ -286,8 +286,11 @@ def test_many_tests(monkeypatch):
 def test_findings_are_told_beyond_the_figures(monkeypatch):
     """Without curves and tables, and the section says so."""
     monkeypatch.setattr(html, "_MOST_IN_FULL", 1)
-    page = page_of(*(record(f"t.py::test_{n}", "failed", steps=9 + n, findings=[FINDING]) for n in range(3)))
+    monkeypatch.setattr(html, "_MOST_FOUND", 3)
+    page = page_of(*(record(f"t.py::test_{n}", "failed", steps=9 + n, findings=[FINDING]) for n in range(5)))
     assert len(page.all("svg")) == 2
+    assert "failed or found (5)" in page.text
+    assert "and 2 more tests: the JSON report has all" in page.text
     assert page.text.count("Figures and tables of this test are left out.") == 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from pytest_nanstab.reporting.terminal import counts, least_margins, margin_cell
 from pytest_nanstab.reporting.tolerant import listed, mapping, shown, tidy
 
 _MOST_IN_FULL = 200  # tests with figures and tables
-_MOST_TOLD = 1000  # tests with their findings alone, behind those
+_MOST_FOUND = 1000  # tests with findings: those behind the ones in full are told with their findings alone
 _MOST_ROWS = 5000
 _MARGINS = 25
 _FACT = 300  # characters: a command line can name hundreds of files
 _FACTS = ("python", "torch", "numpy", "pytest", "hypothesis", "pytest-nanstab", "platform", "devices", "args")
+_TOLD = ("headroom", "init_scale", "underflow", "parity", "notes", "limits")  # beside the curves
 _ORDER = ("failed", "xfailed", "reported", "recorded")
 
 
@@ -69,7 +70,8 @@ class Page:
     margin_links: Sequence[str | None]
     sections: Sequence[Section]
     rest: Table | None
-    remarks: Sequence[str] = field(default_factory=list)
+    found_hidden: int
+    remark: str
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -100,20 +102,20 @@ def _printed(value: object) -> object:
 
 def _page(report: Mapping[str, Any]) -> Page:
     records = [tidy(record) for record in report.get("tests") or ()]
-    chosen = _chosen(records)
+    first, chosen = _first(records), _chosen(records)
     anchors = {id(record): f"t{number}" for number, record in enumerate(chosen, start=1)}
-    rest = [record for record in records if id(record) not in anchors]
-    margins = least_margins(records, narrow=False)
     by_name = {record["id"]: anchors[id(record)] for record in reversed(chosen)}
+    margins = least_margins(records, narrow=False)
     return Page(
         counts=counts(records) if records else "no test was checked or watched",
         facts=_facts(mapping(report.get("environment"))),
-        found=[_found(record, anchors.get(id(record))) for record in _first(records)],
+        found=[_found(record, anchors.get(id(record))) for record in first[:_MOST_FOUND]],
+        found_hidden=max(0, len(first) - _MOST_FOUND),
         margins=_margins(margins),
         margin_links=[by_name.get(node) for _, node in margins[:_MARGINS]],
         sections=_sections(chosen, anchors),
-        rest=_rest(rest),
-        remarks=_remarks(records, chosen),
+        remark=_remark(sum(map(_wants_section, records)), min(len(chosen), _MOST_IN_FULL)),
+        rest=_rest([record for record in records if id(record) not in anchors]),
     )
 
 
@@ -134,7 +136,7 @@ def word(record: Mapping[str, Any]) -> str:
 def _first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Tests with findings, failed ones first, then those that failed without one."""
     found = [record for record in records if findings_of(record) or record["outcome"] == "failed"]
-    return sorted(found, key=_rank)[: _MOST_IN_FULL + _MOST_TOLD]
+    return sorted(found, key=_rank)
 
 
 def _rank(record: Mapping[str, Any]) -> tuple[bool, int]:
@@ -144,32 +146,21 @@ def _rank(record: Mapping[str, Any]) -> tuple[bool, int]:
 
 def _chosen(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The tests with a section: those with findings, then explicit ones with measurements while there is room."""
-    first = [record for record in _first(records) if findings_of(record)]
-    seen = set(map(id, first))
-    explicit = [
-        record for record in records if record["mode"] == "explicit" and id(record) not in seen and _has_more(record)
-    ]
+    first = [record for record in _first(records) if findings_of(record)][:_MOST_FOUND]
+    explicit = [record for record in records if not findings_of(record) and _wants_section(record)]
     return first + explicit[: max(0, _MOST_IN_FULL - len(first))]
 
 
-def _has_more(record: Mapping[str, Any]) -> bool:
-    measured = any(record["run"][name] for name in ("loss", "grad_norm"))
-    return measured or any(
-        record[name] for name in ("headroom", "init_scale", "underflow", "parity", "notes", "limits")
-    )
+def _wants_section(record: Mapping[str, Any]) -> bool:
+    if findings_of(record) or record["mode"] != "explicit":
+        return bool(findings_of(record))
+    return any(record["run"][name] for name in ("loss", "grad_norm")) or any(record[name] for name in _TOLD)
 
 
-def _remarks(records: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]]) -> list[str]:
-    told: list[str] = []
-    wanted = sum(
-        bool(findings_of(record)) or (record["mode"] == "explicit" and _has_more(record)) for record in records
-    )
-    full = min(len(chosen), _MOST_IN_FULL)
-    if wanted > full:
-        told.append(
-            f"Figures and tables are shown of {full} of {wanted} tests, failed ones first: the JSON report has all."
-        )
-    return told
+def _remark(wanted: int, full: int) -> str:
+    if wanted <= full:
+        return ""
+    return f"Figures and tables are shown of {full} of {wanted} tests, failed ones first: the JSON report has all."
 
 
 # --- what the page lists
