@@ -224,6 +224,10 @@ def _section_facts(record: Mapping[str, Any]) -> list[str]:
     return [record["mode"], *known, *([text.plural(steps, "step")] if steps else [])]
 
 
+def _tables(*found: Table | None) -> list[Table]:
+    return [table for table in found if table is not None]
+
+
 def _fill(section: Section, record: Mapping[str, Any], drawn: dict[str, tuple[str, str]]) -> None:
     """Figures and tables; items of a suite that read the same training show it once."""
     measured = repr((record["run"], record["headroom"], record["limits"]))
@@ -234,7 +238,6 @@ def _fill(section: Section, record: Mapping[str, Any], drawn: dict[str, tuple[st
         section.figures = figures(record, section.anchor)
         section.values = values_table(record["run"])
         section.bars = html_tables.headroom(record)
-    makers = (html_tables.underflow, html_tables.parity, html_tables.init_scale)
-    found = [html_tables.limits_table(record["limits"]), *(make(record) for make in makers)]
-    section.tables = [table for table in found if table is not None]
+        section.tables = _tables(html_tables.limits_table(record["limits"]), html_tables.underflow(record))
+    section.tables = [*section.tables, *_tables(html_tables.parity(record), html_tables.init_scale(record))]
     section.notes = record["notes"]

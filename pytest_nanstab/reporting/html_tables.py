@@ -12,7 +12,6 @@ from pytest_nanstab.reporting.tolerant import listed, mapping, real, shown
 
 _BARS = 10  # shown at once; the rest waits in a collapsed table
 _ROWS = 200
-_WHOLE = 1e9  # powers of two up to here read better in full
 _NO_SCALE = "none loses less than 1 % without overflow"
 
 
@@ -126,6 +125,8 @@ def _scales(row: Mapping[str, Any]) -> str:
     if "loss_scale" not in row:
         return ""
     ends = row["loss_scale"]
+    if real(row.get("below_normal")) == 0:
+        return "none needed"
     if ends is None:
         return _NO_SCALE
     return " to ".join(map(_scale, listed(ends))) or shown(ends)
@@ -133,7 +134,8 @@ def _scales(row: Mapping[str, Any]) -> str:
 
 def _scale(value: object) -> str:
     number = real(value)
-    return str(int(number)) if number is not None and number.is_integer() and abs(number) < _WHOLE else shown(value)
+    mantissa, exponent = math.frexp(number or 0.0)
+    return f"2^{exponent - 1}" if mantissa == 0.5 else shown(value)
 
 
 # --- parity
@@ -146,11 +148,13 @@ def parity(record: Mapping[str, Any]) -> Table | None:
     if not given:
         return None
     first = given.get("first")
-    marked = [number for number, row in enumerate(rows[:_ROWS]) if first is not None and row.get("module") == first]
-    cells = [_parity_cells(row, index in marked[:1]) for index, row in enumerate(rows[:_ROWS])]
+    at = next((number for number, row in enumerate(rows) if first is not None and row.get("module") == first), None)
+    begin = 0 if at is None or at < _ROWS else at - _BARS  # the first is always to be seen
+    chosen = rows[begin : begin + _ROWS]
+    marked = frozenset() if at is None else frozenset({at - begin})
+    cells = [_parity_cells(row, number in marked) for number, row in enumerate(chosen)]
     names = ["module", "type", "error", "error of the input", "explained by it"]
-    hidden = max(0, len(rows) - _ROWS)
-    return Table(_parity_caption(given), names, cells, frozenset({2, 3}), frozenset(marked[:1]), hidden)
+    return Table(_parity_caption(given), names, cells, frozenset({2, 3, 4}), marked, len(rows) - len(chosen))
 
 
 def _parity_caption(given: Mapping[str, Any]) -> str:
