@@ -11,6 +11,7 @@ from pytest_nanstab import replay
 from pytest_nanstab import settings as settings_module
 from pytest_nanstab.items import WATCH, ItemWatch, again, each_example, has_examples
 from pytest_nanstab.records import NOTES, Collector, Messenger, attach, tidy
+from pytest_nanstab.reporting import live
 from pytest_nanstab.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
@@ -105,6 +106,13 @@ def _check_markers(item: pytest.Item, settings: Settings) -> None:
             raise
         # xdist would report a usage error of a worker as a crash: here the test itself says what is wrong.
         item.stash[_WRONG] = str(error)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Show the progress of long runs while the tests run."""
+    with live.showing(session.config):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_nanstab import progress
+
 if TYPE_CHECKING:
     from pytest_nanstab.attribution.tracing import Tracing
     from pytest_nanstab.findings import Finding
@@ -49,7 +51,8 @@ def traced(tracing: Tracing) -> Iterator[Tracing]:
     """Every region opened in the block traces its operations; nothing of the user's is held afterwards."""
     _CURRENT.append(tracing)
     try:
-        yield tracing
+        with progress.stage("tracing", "step {}") as tracing.tell:
+            yield tracing
     finally:
         _CURRENT.remove(tracing)
         tracing.forget()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from pytest_nanstab.findings import Finding
+    from pytest_nanstab.progress import Tell
     from pytest_nanstab.watching.names import Names
     from pytest_nanstab.watching.region import Region
 
@@ -47,6 +48,7 @@ class Tracing:
         batch_size: the first size of what the outermost module was last called with.
         excused: whether the last finding it told came from numbers that only grew too large, or from what torch's own
             parametrizations do with a weight.
+        tell: told at each step how far it is; None where nobody wants to know.
     """
 
     def __init__(self, from_step: int = 1, *, deadline: float | None = None) -> None:
@@ -54,6 +56,7 @@ class Tracing:
         self.outliers = Outliers()
         self.excused = False
         self.batch_size: int | None = None
+        self.tell: Tell | None = None
         self._from_step = from_step
         self._deadline = deadline
         self._tracer = Tracer()
@@ -199,6 +202,8 @@ class Tracing:
         if self._tracer.optimizer is not optimizer or region is None:
             return
         self._tracer.optimizer = None
+        if self.tell is not None:
+            self.tell(region.run.steps + 1)
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise AbandonedError("it took too long")
         with torch_private.unseen():

@@ -6,22 +6,26 @@ import math
 import sys
 from collections.abc import Callable
 
+from pytest_nanstab.progress import Tell
+
 _FIRST = 5.0  # seconds: nobody wonders earlier
 _EVERY = 10.0
 
 
 class WalkClock:
-    """Says on stderr how far a walk is, first after 5 s and then every 10 s, and whether its time is over.
+    """Says how far a walk is, and whether its time is over.
 
     Args:
         name: what the lines begin with.
         seconds: how long the walk may take; None is without end.
         clock: gives seconds since some moment.
+        tell: is told how far it is; without it lines on stderr say so, first after 5 s and then every 10 s.
     """
 
-    def __init__(self, name: str, seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, seconds: float | None, clock: Callable[[], float], tell: Tell | None = None) -> None:
         self._name = name
         self._clock = clock
+        self._tell = tell
         self._began = clock()
         self._due = self._began + _FIRST
         self._end = math.inf if seconds is None else self._began + seconds
@@ -29,10 +33,15 @@ class WalkClock:
     def over(self, batches: int, faults: int) -> bool:
         """Whether the time is over after so many batches; tells the progress when that is due."""
         now = self._clock()
-        if now >= self._due:
+        if self._tell is not None:
+            self._tell(batches, faults)
+        elif now >= self._due:
             self._due = now + _EVERY
-            plural = "" if batches == 1 else "es"
-            so_far = f"{faults or 'no'} fault{'' if faults == 1 else 's'} so far"
-            sys.stderr.write(f"{self._name}: {batches} batch{plural} in {now - self._began:.0f} s, {so_far}\n")
-            sys.stderr.flush()
+            self._write(batches, faults, now - self._began)
         return now >= self._end
+
+    def _write(self, batches: int, faults: int, seconds: float) -> None:
+        plural = "" if batches == 1 else "es"
+        so_far = f"{faults or 'no'} fault{'' if faults == 1 else 's'} so far"
+        sys.stderr.write(f"{self._name}: {batches} batch{plural} in {seconds:.0f} s, {so_far}\n")
+        sys.stderr.flush()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pytest_nanstab import progress
 from pytest_nanstab.checks._columns_splits import split_notes
 from pytest_nanstab.checks._walk import Survey, Walker
 from pytest_nanstab.checks._walk_clock import WalkClock
@@ -28,8 +29,8 @@ def assert_finite_batches(
     """Fail when any batch holds NaN, Inf or a value outside its declared domain; all faults are found in one pass.
 
     Args:
-        batches: a loader, another iterable, or a callable that returns one. It is walked to its end; a walk of more
-            than 5 s tells its progress on stderr.
+        batches: a loader, another iterable, or a callable that returns one. It is walked to its end; a long walk tells
+            its progress: behind pytest's line on a terminal, else after 5 s on stderr.
         domain: `TensorSpec`s shaped like a batch. They give legal ranges and may allow NaN or infinities; the fields
             they leave out must be finite.
         max_batches: how many batches to walk; None walks all of them.
@@ -92,12 +93,13 @@ def survey_batches(
     if max_batches is not None:
         _check_count("max_batches", max_batches)
     walker = Walker(specs_of(domain), max_faults, statistics=statistics)
-    timer = WalkClock(name, seconds, clock)
-    source = _source(batches)
-    for number, batch in enumerate(_iterator(source), start=1):
-        walker.look(number, batch)
-        if timer.over(number, walker.ledger.faults) or number == max_batches:
-            return walker.finished(complete=number == _length(source))
+    with progress.stage(name.replace(",", ""), "batch {}, faults {}") as tell:
+        timer = WalkClock(name, seconds, clock, tell)
+        source = _source(batches)
+        for number, batch in enumerate(_iterator(source), start=1):
+            walker.look(number, batch)
+            if timer.over(number, walker.ledger.faults) or number == max_batches:
+                return walker.finished(complete=number == _length(source))
     return walker.finished(complete=True)
 
 

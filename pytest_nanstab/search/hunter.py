@@ -105,7 +105,7 @@ class Hunter:
             Exception: the user's own, when the domain is declared: a legal batch must be accepted.
         """
         __tracebackhide__ = True
-        self.budget.used += 1
+        self.budget.spend()
         try:
             found = self._step(state, described, watcher)
         except InapplicableError:
@@ -196,7 +196,7 @@ class Hunter:
     def slopes(self, state: State, described: Described, site: Site, worst: int) -> Slopes | None:
         """The gradients of what brings one site to its edge; None where it has none."""
         __tracebackhide__ = True
-        self.budget.used += 1
+        self.budget.spend()
         state.enter()
         watcher = Watcher(keeps=True)
         try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from pytest_nanstab import progress
 from pytest_nanstab.attribution.plan import traced
 from pytest_nanstab.attribution.tracing import Tracing
 from pytest_nanstab.batches.build import describe as words_of
@@ -59,15 +60,15 @@ def attack(
     setup, form = training.setup, training.form
     assert training.fresh is not None
     domain = domain_of(setup, training.samples, form)
-    hunter = Hunter(
-        setup, form, domain, Budget(SUITE_EVALUATIONS, SUITE_SECONDS), seed=seed, context=context, explain=explain
-    )
+    budget = Budget(SUITE_EVALUATIONS, SUITE_SECONDS)
+    hunter = Hunter(setup, form, domain, budget, seed=seed, context=context, explain=explain)
     trained = Snapshot(setup)
     try:
-        found = _continued(training, hunter.budget, seed, context, explain=explain)
-        if found is None:
-            hunt = Hunt(hunter, training.fresh, Snapshot(setup), training.samples, weakest)
-            found = hunt.once(seed)
+        with progress.stage("search", budget.words) as budget.tell:
+            found = _continued(training, budget, seed, context, explain=explain)
+            if found is None:
+                hunt = Hunt(hunter, training.fresh, Snapshot(setup), training.samples, weakest)
+                found = hunt.once(seed)
     finally:
         trained.restore()
     if found is None and not hunter.accepted:
@@ -88,9 +89,10 @@ def search(
     """
     __tracebackhide__ = True
     with seeded(seed), as_given(setup, device=device) as form:
-        fresh = Snapshot(setup)
+        fresh, budget = Snapshot(setup), Budget(evaluations, seconds)
         try:
-            return _search(setup, form, fresh, seed, Budget(evaluations, seconds))
+            with progress.stage("search", budget.words) as budget.tell:
+                return _search(setup, form, fresh, seed, budget)
         finally:
             fresh.restore()
 
@@ -277,7 +279,7 @@ def _further(training: Training, budget: Budget, seed: int, context: Mapping[str
         while training.run.steps + region.run.steps < TYPICAL_STEPS and not budget.is_spent:
             for batch in training.samples:
                 stepper.step(copied(batch))
-            budget.used += len(training.samples)
+            budget.spend(len(training.samples))
     return next((finding for finding in region.findings if finding.is_nonfinite), None)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pytest_nanstab import progress
 from pytest_nanstab.config import Limit
 from pytest_nanstab.suite.batching import copied, cycle
 from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision, explained
@@ -81,15 +82,18 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
     stream = cycle(stepper.setup.batches)
     kept: list[Batch] = []
     batch: Batch = None
-    for number in range(1, steps + 1):
-        region.context["batch"] = number
-        batch = next(stream)
-        if number <= keep:
-            kept.append(copied(batch))
-        with explained(stepper.form.precision):
-            stepper.step(batch)
-        if any(finding.is_nonfinite for finding in region.findings):
-            break
+    with progress.stage("training", "step {} of {}") as tell:
+        for number in range(1, steps + 1):
+            if tell is not None:
+                tell(number, steps)
+            region.context["batch"] = number
+            batch = next(stream)
+            if number <= keep:
+                kept.append(copied(batch))
+            with explained(stepper.form.precision):
+                stepper.step(batch)
+            if any(finding.is_nonfinite for finding in region.findings):
+                break
     return [*kept, batch]
 
 

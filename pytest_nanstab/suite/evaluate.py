@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sized
 
 import torch
 
+from pytest_nanstab import progress
 from pytest_nanstab.checks.data import survey_batches
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.suite.batching import epoch, nonfinite_tensor
@@ -39,8 +40,11 @@ def evaluate(setup: TrainingSetup, form: Arithmetic, seed: int, context: Mapping
         in_force(form),
         torch.no_grad(),
         Region(Options(raises=False, explain=False), known) as region,
+        progress.stage("evaluation", "batch {}") as tell,
     ):
         for number, batch in enumerate(_eval_batches(setup), start=1):
+            if tell is not None:
+                tell(number)
             region.context["batch"] = number
             bad_loss = _evaluate_batch(setup, form, batch, number, region)
             if region.findings or bad_loss is not None:
