@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         metavar="PATH",
         help="write a report of all checked and watched tests, with every measurement; the ending gives the format "
-        "(.json, .md, .html); may be repeated",
+        "(.json, .md, .html, or .tensorboard for a folder of event files); may be repeated",
     )
     group.addoption(
         "--nanstab-headroom",

@@ -179,14 +179,11 @@ class Collector:
             self._write(path, report)
 
     def _write(self, path: str, report: dict[str, Any]) -> None:
-        from pytest_nanstab.reporting import model
-
         try:
-            model.write_text(path, _rendered(model.report_format(path), report))
-        except OSError as error:
-            self._failed.append(f"could not write nanstab report {path}: {error.strerror or error}")
-        except ImportError as error:  # there when the session began, and broken
-            self._failed.append(f"could not write nanstab report {path}: {error}")
+            _write_report(path, report)
+        except (OSError, ImportError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._failed.append(f"could not write nanstab report {path}: {reason}")
         else:
             self._written.append(f"nanstab report: {path}")
 
@@ -209,11 +206,15 @@ class Collector:
             terminalreporter.write_line(line, red=True, bold=True)
 
 
-def _rendered(format_: str, report: dict[str, Any]) -> str:
-    from pytest_nanstab.reporting import markdown, model, pages
+def _write_report(path: str, report: dict[str, Any]) -> None:
+    from pytest_nanstab.reporting import events, markdown, model, pages
 
-    renderers = {"md": markdown.render, "html": pages.report_page, "json": model.json_text}
-    return renderers[format_](report)
+    wanted = model.report_format(path)
+    if wanted == "tensorboard":
+        events.write(path, report)
+    else:
+        renderers = {"md": markdown.render, "html": pages.report_page, "json": model.json_text}
+        model.write_text(path, renderers[wanted](report))
 
 
 class Messenger:

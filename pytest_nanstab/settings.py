@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -182,6 +183,8 @@ def _report(config: pytest.Config, path: str) -> str:
     absent = missing(f"--nanstab-report={path}") if wanted == "html" else None
     if absent is not None:
         raise pytest.UsageError(absent)
+    if wanted == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise pytest.UsageError(f"--nanstab-report={path} needs TensorBoard: pip install tensorboard")
     # A test may leave another working directory behind.
     return str(config.invocation_params.dir / Path(path).expanduser())
 

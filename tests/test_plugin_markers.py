@@ -173,7 +173,10 @@ def test_wrong_markers(pytester, marker, message):
          "nanstab_explain must be one of 'rerun', 'local', 'off', got 'always' (command line)"),
         (["-o", "nanstab_fail_grade=bad"], "nanstab_fail_grade must be one of 'typical data', 'fresh model', 'trained "
          "model', 'adversarial training', 'scaled weights', 'zeroed weights', got 'bad' (command line)"),
-        (["--nanstab-report=x.txt"], "--nanstab-report must name a .json, .md or .html file, got 'x.txt'"),
+        (
+            ["--nanstab-report=x.txt"],
+            "--nanstab-report must name a .json, .md or .html file or a .tensorboard folder, got 'x.txt'",
+        ),
         (["--nanstab", "-o", "nanstab=off"], "--nanstab means nanstab=all and cannot be combined with -o nanstab=off"),
     ],
 )  # fmt: skip
@@ -280,7 +283,8 @@ numerical stability (pytest-nanstab):
   --nanstab-report=PATH
                         write a report of all checked and watched tests, with
                         every measurement; the ending gives the format (.json,
-                        .md, .html); may be repeated
+                        .md, .html, or .tensorboard for a folder of event
+                        files); may be repeated
   --nanstab-headroom=N  measure the headroom of every test (of unmarked ones at
                         sampled steps) and list the N nearest to overflow or to
                         a limit, 0 for all (default: list what suites and limits

@@ -426,7 +426,15 @@ def test_unknown_distribution_has_no_version(monkeypatch):
 
 @pytest.mark.parametrize(
     ("path", "format_"),
-    [("out.json", "json"), ("a/b.JSON", "json"), (Path("x.json"), "json"), ("s.md", "md"), ("h.html", "html")],
+    [
+        ("out.json", "json"),
+        ("a/b.JSON", "json"),
+        (Path("x.json"), "json"),
+        ("s.md", "md"),
+        ("h.html", "html"),
+        ("runs.tensorboard", "tensorboard"),
+        ("a/runs.TensorBoard/", "tensorboard"),
+    ],
 )
 def test_report_format(path, format_):
     """The file name decides the format."""
@@ -437,7 +445,7 @@ def test_report_format(path, format_):
 def test_report_format_refuses_others(path):
     """Anything else is refused, naming what is allowed and what was given."""
     with pytest.raises(
-        ValueError, match=r"--nanstab-report must name a \.json, \.md or \.html file, got '.*'"
+        ValueError, match=r"must name a \.json, \.md or \.html file or a \.tensorboard folder, got '.*'"
     ) as caught:
         model.report_format(path)
     assert path in str(caught.value)
@@ -508,7 +516,7 @@ def test_html_report_shows_the_extra(pytester):
 # --- imports
 
 MODULES = (
-    *("block", "compared", "comparing", "extras", "failure", "html_tables", "live", "markdown", "model", "pages", "series"),
+    *("block", "compared", "comparing", "events", "extras", "failure", "html_tables", "live", "markdown", "model", "pages", "series"),
     *("terminal", "text", "tolerant"),
 )
 DRAWING = ("html", "html_compare", "html_curves", "html_findings", "plots", "svg")  # loaded when a page is written

@@ -22,7 +22,7 @@ Record: TypeAlias = "Mapping[str, Any]"  # one test, as it rides on pytest's rep
 
 SCHEMA = 1
 _PACKAGES = ("torch", "numpy", "pytest", "hypothesis", "pytest-nanstab")
-_FORMATS = (".json", ".md", ".html")
+_FORMATS = (".json", ".md", ".html", ".tensorboard")
 # Limit on a list of the run: what the margin is about, and whether the limit bounds it from above.
 _BOUNDED = {
     "max_loss": ("loss", "loss", True),
@@ -195,12 +195,12 @@ def _entry(
 
 
 def report_format(path: str | os.PathLike[str]) -> str:
-    """The format that a report's file name asks for: "json", "md" or "html". `ValueError` names what is allowed."""
+    """The format that a report's name asks for: "json", "md", "html" or "tensorboard". `ValueError` names what is allowed."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
-        raise ValueError(
-            f"--nanstab-report must name a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file, got {os.fspath(path)!r}"
-        )
+        *files, folder = _FORMATS
+        allowed = f"a {', '.join(files[:-1])} or {files[-1]} file or a {folder} folder"
+        raise ValueError(f"--nanstab-report must name {allowed}, got {os.fspath(path)!r}")
     return suffix[1:]
 
 
