@@ -126,13 +126,14 @@ def _add_margins(record: dict[str, Any]) -> None:
 
 
 def _publish(item: pytest.Item, report: pytest.TestReport, record: dict[str, Any]) -> None:
-    """Hand the findings to JUnit and pytest-html."""
+    """Hand measurements and findings to JUnit, and to pytest-html."""
     from pytest_nanstab.reporting import extras
 
-    if record["outcome"] in ("failed", "xfailed"):
-        # The XML takes the properties from the teardown's report, which copies the item's.
-        properties: list[tuple[str, object]] = [*extras.properties(record)]
-        item.user_properties[:] = [entry for entry in item.user_properties if entry not in properties] + properties
+    if record["mode"] == "explicit":
+        # The XML takes the properties from the teardown's report, which copies the item's; an item that runs again
+        # still has those of the run before.
+        others = [entry for entry in item.user_properties if entry[0] not in extras.NAMES]
+        item.user_properties[:] = [*others, *extras.properties(record)]
         report.user_properties[:] = item.user_properties
     extra = extras.html_extra(record) if item.config.pluginmanager.hasplugin("html") else None
     if extra is not None:

@@ -114,11 +114,20 @@ def test_json_report(pytester, everything):
     assert f"nanstab report: {pytester.path / 'new' / 'folder' / 'r.json'}" in everything.lines
 
 
-def test_junit_properties_of_explicit_failures_only(pytester, everything):
-    """nanstab_* properties stand at explicit tests with a failing verdict, and nowhere else."""
+def test_junit_properties_of_explicit_tests_only(pytester, everything):
+    """nanstab_* properties stand at explicit tests, those of a finding at its failures, and nowhere else."""
     found = properties_in(pytester.path / "j.xml")
-    assert set(found) == {"test_explicit_broken", "test_explicit_known", "test_suite[gradient_bounds-32-true]"}
+    failing = {"test_explicit_broken", "test_explicit_known", "test_suite[gradient_bounds-32-true]"}
+    passing = {"test_explicit_healthy", "test_explicit_better_than_known", "test_suite[finite_steps-32-true]"}
+    assert set(found) == failing | passing
+    assert {name for name, properties in found.items() if "nanstab_kind" in properties} == failing
+    assert found["test_explicit_healthy"] == {"nanstab_steps": "3"}
+    suite = found["test_suite[finite_steps-32-true]"]
+    assert 120 < float(suite.pop("nanstab_least_headroom_bits")) < 130
+    assert re.fullmatch(r"(activation|gradient|parameter) \S+ float32", suite.pop("nanstab_least_headroom_of"))
+    assert suite == {"nanstab_precision": "32-true", "nanstab_seed": "0", "nanstab_steps": "3"}
     assert found["test_explicit_broken"] == {
+        "nanstab_steps": "2",
         "nanstab_kind": "nonfinite-loss",
         "nanstab_step": "2",
         "nanstab_op": "mul",
@@ -307,6 +316,7 @@ def pytest_runtest_protocol(item, nextitem):
     (record,) = strict(pytester.path / "r.json")["tests"]
     assert (record["outcome"], record["findings"]) == ("passed", [])
     assert "1 test checked, 3 optimizer steps" in ran.lines
+    assert properties_in(pytester.path / "j.xml") == {"test_flaky": {"nanstab_steps": "3"}}
 
 
 def test_training_prelude_is_what_the_line_numbers_say():

@@ -455,24 +455,41 @@ def test_report_format_refuses_others(path):
 
 
 def test_junit_properties():
-    """An explicit test with a finding carries it as properties of text; what is unknown is left out."""
-    explicit = record(mode="explicit", findings=[finding(message="NaN\x1b"), finding(kind="limit")])
+    """A failed explicit test carries its first finding as properties of text; what is unknown is left out."""
+    failed = {"mode": "explicit", "outcome": "failed"}
+    explicit = record(**failed, findings=[finding(message="NaN\x1b"), finding(kind="limit")])
     assert extras.properties(explicit) == [
+        ("nanstab_steps", "15"),
         ("nanstab_kind", "nonfinite-loss"),
         ("nanstab_step", "3"),
         ("nanstab_module", "blocks.2.attn"),
         ("nanstab_source", "models/attention.py:31"),
         ("nanstab_message", r"NaN\x1b"),
     ]
-    known = [name for name, _ in extras.properties(record(mode="explicit", findings=[finding(step=None, module=None)]))]
-    assert known == ["nanstab_kind", "nanstab_source", "nanstab_message"]
+    known = [name for name, _ in extras.properties(record(**failed, findings=[finding(step=None, module=None)]))]
+    assert known == ["nanstab_steps", "nanstab_kind", "nanstab_source", "nanstab_message"]
+
+
+def test_junit_properties_of_what_was_measured():
+    """Every explicit test that ran says how; a finding that it did not fail with is left to the other reports."""
+    headroom = {"activation": {"a float16": 9.0, "bad float16": math.nan}, "gradient": {"w float16": 3.256}}
+    ran = record(mode="explicit", precision="16-mixed", seed=7, headroom=headroom, findings=[finding()])
+    assert extras.properties(ran) == [
+        ("nanstab_precision", "16-mixed"),
+        ("nanstab_seed", "7"),
+        ("nanstab_steps", "15"),
+        ("nanstab_least_headroom_bits", "3.26"),
+        ("nanstab_least_headroom_of", "gradient w float16"),
+    ]
+    assert extras.properties(record(mode="explicit", run=None)) == [("nanstab_steps", "0")]
+    assert {name for name, _ in extras.properties(ran)} <= extras.NAMES
 
 
 @pytest.mark.parametrize("mode", ["watched", "report"])
 def test_no_properties_elsewhere(mode):
-    """Watched tests and tests without findings get no property: strict readers of JUnit files choke on unknown ones."""
-    assert extras.properties(record(mode=mode, findings=[finding()])) == []
-    assert extras.properties(record(mode="explicit")) == []
+    """Watched and skipped tests get no property: strict readers of JUnit files choke on those they do not know."""
+    assert extras.properties(record(mode=mode, outcome="failed", findings=[finding()], precision="32-true")) == []
+    assert extras.properties(record(mode="explicit", outcome="skipped")) == []
 
 
 def test_html_extra_escapes():

@@ -17,7 +17,7 @@ from typing import Any
 from pytest_nanstab.findings import from_dict
 from pytest_nanstab.reporting import text
 from pytest_nanstab.reporting.block import render
-from pytest_nanstab.reporting.model import Record, findings_of, steps_of
+from pytest_nanstab.reporting.model import Record, findings_of, least_headroom, steps_of
 
 _SERIES = ("loss", "grad_norm", "clipped_grad_norm", "update_ratio")
 _OURS = ".nanstab"  # the ending of our files: what else lies in a folder belongs to somebody else
@@ -85,7 +85,7 @@ def _scalars(record: Record) -> Iterator[tuple[str, float, int]]:
         for step, value in enumerate(values, start=1):
             if _left_out(value) is None:
                 yield f"nanstab/{name}", value, step
-    for quantity, bits in least_headroom(record).items():
+    for quantity, (bits, _) in least_headroom(record).items():
         yield f"nanstab/headroom_bits/{quantity}", bits, steps_of(record)
 
 
@@ -103,13 +103,6 @@ def _left_out(value: object) -> str | None:
     if not math.isfinite(value):
         return str(float(value))
     return None if abs(value) <= _LARGEST else "beyond float32"
-
-
-def least_headroom(record: Record) -> dict[str, float]:
-    """The least bits of each quantity that was measured."""
-    tables: Mapping[str, Mapping[str, Any]] = record.get("headroom") or {}
-    finite = {quantity: [b for b in bits.values() if _left_out(b) is None] for quantity, bits in tables.items()}
-    return {quantity: min(bits) for quantity, bits in finite.items() if bits}
 
 
 # --- texts

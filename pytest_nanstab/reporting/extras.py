@@ -8,21 +8,34 @@ from html import escape
 from pytest_nanstab.findings import from_dict
 from pytest_nanstab.reporting import text
 from pytest_nanstab.reporting.block import render
-from pytest_nanstab.reporting.model import Record, findings_of
+from pytest_nanstab.reporting.model import Record, findings_of, least_headroom, steps_of
 
-_PROPERTIES = ("kind", "step", "module", "op", "source", "message", "cause", "remedy")
+_OF_FINDING = ("kind", "step", "module", "op", "source", "message", "cause", "remedy")
+_OF_TEST = ("precision", "seed", "steps", "least_headroom_bits", "least_headroom_of")
+NAMES = frozenset(f"nanstab_{name}" for name in (*_OF_TEST, *_OF_FINDING))
 
 
 def properties(record: Record) -> list[tuple[str, str]]:
-    """JUnit properties for `item.user_properties`: the first finding of an explicit test, else none.
+    """JUnit properties for `item.user_properties`: of an explicit test that ran, and the first finding it fails with.
 
     Only explicit tests, because strict readers of JUnit files refuse properties they do not expect.
     """
-    found = findings_of(record)
-    if record["mode"] != "explicit" or not found:
+    if record["mode"] != "explicit" or record["outcome"] == "skipped":
         return []
-    first = found[0]
-    return [(f"nanstab_{name}", text.escape(first[name])) for name in _PROPERTIES if first.get(name) is not None]
+    known = _measured(record)
+    if record["outcome"] in ("failed", "xfailed") and findings_of(record):
+        first = findings_of(record)[0]
+        known.update({name: first.get(name) for name in _OF_FINDING})
+    return [(f"nanstab_{name}", text.escape(value)) for name, value in known.items() if value is not None]
+
+
+def _measured(record: Record) -> dict[str, object]:
+    known = {"precision": record["precision"], "seed": record["seed"], "steps": steps_of(record)}
+    least = [(bits, quantity, tensor) for quantity, (bits, tensor) in least_headroom(record).items()]
+    if not least:
+        return known
+    bits, quantity, tensor = min(least)
+    return {**known, "least_headroom_bits": f"{bits:.2f}", "least_headroom_of": f"{quantity} {tensor}"}
 
 
 def html_extra(record: Record) -> dict[str, str] | None:

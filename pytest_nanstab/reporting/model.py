@@ -168,11 +168,21 @@ def _bits(larger: float, smaller: float) -> float | None:
     return math.log2(larger) - math.log2(smaller) if larger > 0 and smaller > 0 else None
 
 
+def least_headroom(record: Record) -> dict[str, tuple[float, str]]:
+    """Bits and tensor of what came nearest to its dtype's largest number, for each quantity that was measured."""
+    nearest = {quantity: _least(tensors) for quantity, tensors in (record.get("headroom") or {}).items()}
+    return {quantity: least for quantity, least in nearest.items() if least is not None}
+
+
+def _least(tensors: Mapping[str, float]) -> tuple[float, str] | None:
+    return min(((bits, name) for name, bits in tensors.items() if _is_measured(bits)), default=None)
+
+
 def _nearest(quantity: str, tensors: Mapping[str, float], wanted: float, sampled: bool) -> dict[str, Any] | None:
-    entries = [(bits, name) for name, bits in tensors.items() if _is_measured(bits)]
-    if not entries:
+    least = _least(tensors)
+    if least is None:
         return None
-    bits, name = min(entries)
+    bits, name = least
     largest = _LARGEST.get(name.rpartition(" ")[2], math.nan)
     measured, limit = largest * 2.0**-bits, largest * 2.0**-wanted
     return _entry(bits - wanted, measured, limit, quantity, sampled=sampled)
