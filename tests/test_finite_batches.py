@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pytest_nanstab import NonFiniteError, StabilityError, assert_finite_batches
+from pytest_nanstab import NonFiniteError, StabilityError, assert_finite_batches, progress
 from pytest_nanstab.checks.data import notes_on_splits, survey_batches, walk
 from pytest_nanstab.strategies import TensorSpec
 from pytest_nanstab.suite import checks
@@ -293,10 +293,22 @@ def test_large_finite_values_are_finite():
 # --- budget and progress
 
 
+def test_a_terminal_is_told_in_place_of_stderr(capsys, monkeypatch):
+    """Where progress is shown, each batch is told to whoever shows it, and stderr stays empty."""
+    monkeypatch.setattr(progress, "FIRST", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    shown: list[list[str]] = []
+    with progress.shown_by(lambda stages: shown.append(list(stages))):
+        survey_batches([torch.ones(1)] * 9, clock=itertools.count().__next__)
+    assert shown == [*([f"assert_finite_batches, batch {number}, faults 0"] for number in range(1, 10)), []]
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_is_told_on_long_walks(capsys):
     """First after 5 s, then every 10 s, with the faults so far; short walks are silent."""
     batches = [torch.tensor([NAN if number == 2 else 1.0]) for number in range(30)]
-    survey_batches(batches, clock=itertools.count().__next__)
+    with progress.shown_by(None):  # these tests may run on a terminal themselves
+        survey_batches(batches, clock=itertools.count().__next__)
     assert capsys.readouterr().err == (
         "assert_finite_batches: 5 batches in 5 s, 1 fault so far\n"
         "assert_finite_batches: 15 batches in 15 s, 1 fault so far\n"
