@@ -533,7 +533,20 @@ def test_html_report_shows_the_extra(pytester):
 # --- imports
 
 MODULES = (
-    *("block", "compared", "comparing", "events", "extras", "failure", "html_tables", "live", "markdown", "model", "pages", "series"),
+    *(
+        "block",
+        "compared",
+        "comparing",
+        "events",
+        "extras",
+        "failure",
+        "html_tables",
+        "live",
+        "markdown",
+        "model",
+        "pages",
+        "series",
+    ),
     *("terminal", "text", "tolerant"),
 )
 DRAWING = ("html", "html_compare", "html_curves", "html_findings", "plots", "svg")  # loaded when a page is written

@@ -205,7 +205,7 @@ def _entry(
 
 
 def report_format(path: str | os.PathLike[str]) -> str:
-    """The format that a report's name asks for: "json", "md", "html" or "tensorboard". `ValueError` names what is allowed."""
+    """The format that a report's name asks for: its ending, without the dot. `ValueError` names what is allowed."""
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
         *files, folder = _FORMATS
