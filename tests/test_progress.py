@@ -337,18 +337,24 @@ def test_the_debugger_has_the_terminal_to_itself(pytester):
     assert "PDB set_trace" in written
 
 
-@pytest.mark.parametrize("arguments", [("--color=yes",), ("-p", "xdist", "-n", "2")], ids=["piped", "xdist"])
-def test_no_byte_elsewhere(pytester, monkeypatch, arguments):
-    """Neither a pipe nor the captured output of a test sees any of it; nor does a terminal under xdist."""
+def test_no_byte_in_a_pipe(pytester, monkeypatch):
+    """Neither a pipe nor the captured output of a test sees any of it, not even where colours are forced."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(test_it=LONG_RUNS)
     pytester.makeconftest(CONFTEST.format(first="0.0"))
-    result = pytester.runpytest_subprocess("-p", "nanstab", "-rA", *arguments)
-    written = [result.stdout.str() + result.stderr.str()]
-    if "xdist" in arguments:
-        written.append(on_terminal(pytester.path, *arguments)[1])
+    result = pytester.runpytest_subprocess("-p", "nanstab", "-rA", "--color=yes")
     result.assert_outcomes(passed=5, failed=2, skipped=1)
-    assert not [escape for escape in ESCAPES for text in written if escape in text]
+    written = result.stdout.str() + result.stderr.str()
+    assert not [escape for escape in ESCAPES if escape in written]
+
+
+def test_no_byte_under_xdist(pytester):
+    """Workers have no terminal, and the controller runs nothing."""
+    pytester.makepyfile(test_it=LONG_RUNS)
+    pytester.makeconftest(CONFTEST.format(first="0.0"))
+    _, written = on_terminal(pytester.path, "-p", "xdist", "-n", "2")
+    assert "5 passed" in written
+    assert not [escape for escape in ESCAPES if escape in written]
 
 
 # --- who tells
@@ -387,13 +393,14 @@ def test_breaks():
 def test_every_long_run_tells(pytester):
     """Suites, trainings, searches, walks and the rerun that explains a failure are shown on a terminal."""
     pytester.makepyfile(test_it=REAL)
-    pytester.makeconftest(CONFTEST.format(first="0.0"))
+    few = "from pytest_nanstab.search import hunts\nhunts.SUITE_EVALUATIONS = 50\n"
+    pytester.makeconftest(CONFTEST.format(first="0.0") + few)
     _, written = on_terminal(pytester.path, "-v", columns=140)
     notes = {line.split(" ")[0].partition("::")[2]: NOTE.findall(line) for line in timeless(written.split("\n"))}
     assert {name: (found[0], found[-1]) for name, found in notes.items() if found} == {
         "test_suite[finite_data]": ("finite_data batches, batch 1, faults 0", "finite_data batches, batch 3, faults 0"),
         "test_suite[finite_steps-32-true]": ("training, step 1 of 5", "evaluation, batch 3"),
-        "test_suite[adversarial_batches-32-true]": ("search, N of 15 s, 4 of 500 evaluations", ANY),
+        "test_suite[adversarial_batches-32-true]": ("search, N of 15 s, 4 of 50 evaluations", ANY),
         "test_train": ("training, step 1 of 4", "training, step 4 of 4"),
         "test_search": ("search, training, step 1 of 40", "search, N of 60 s, 10 of 10 evaluations"),
         "test_walk": ("assert_finite_batches, batch 1, faults 0", "assert_finite_batches, batch 2, faults 1"),
