@@ -1,20 +1,23 @@
-"""The pytest hooks. Standard library and pytest only: nothing here may import torch, numpy or hypothesis."""
+"""The pytest hooks. Standard library and pytest only: nothing here may import torch, numpy or hypothesis.
+
+What only checked tests need is imported when there is one: a session without any pays for its settings alone.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_nanstab import replay
 from pytest_nanstab import settings as settings_module
-from pytest_nanstab.items import WATCH, ItemWatch, again, each_example, has_examples
-from pytest_nanstab.records import NOTES, Collector, Messenger, attach, tidy
+from pytest_nanstab.gathering import Collector, Messenger
 from pytest_nanstab.reporting import live
 from pytest_nanstab.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
+    from pytest_nanstab.items import ItemWatch
     from pytest_nanstab.suite.fixture import Nanstab
 
 _SUITE = "__nanstab_suite__"
@@ -120,7 +123,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuse a test with a wrong marker, where the session could not be refused; keep what a rerun starts from."""
     if _WRONG in item.stash:
         pytest.fail(item.stash[_WRONG], pytrace=False)
-    if not _is_suite(item):
+    if _is_checked(item) and not _is_suite(item):
+        from pytest_nanstab import replay
+
         replay.remember(item)
 
 
@@ -128,19 +133,24 @@ def _is_suite(item: pytest.Item) -> bool:
     return hasattr(getattr(item, "obj", None), _SUITE)
 
 
+def _is_checked(item: pytest.Item) -> bool:
+    """Whether the test is explicit, or everything is watched."""
+    return item.config.stash[SETTINGS].mode in ("all", "report") or item.get_closest_marker("nanstab") is not None
+
+
 def _watch_of(item: pytest.Item) -> ItemWatch | None:
     """A new watch for one execution of the item's code, or None where nothing is watched."""
+    if _is_suite(item) or not _is_checked(item):
+        return None
+    from pytest_nanstab.items import WATCH, ItemWatch
+
     settings: Settings = item.config.stash[SETTINGS]
     more: dict[str, bool] = {"headroom": settings.headroom is not None, "explain": settings.explain != "off"}
-    if _is_suite(item):
-        return None
     if item.get_closest_marker("nanstab") is not None:
         watch = ItemWatch(item, "explicit", settings_module.of_item(item, settings), **more)
-    elif settings.mode in ("all", "report"):
+    else:
         mode = "watched" if settings.mode == "all" else "report"
         watch = ItemWatch(item, mode, settings_module.ItemSettings({}), **more)
-    else:
-        return None
     item.stash[WATCH] = watch
     return watch
 
@@ -156,6 +166,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     watch = _watch_of(item)
     if watch is None:
         return (yield)
+    from pytest_nanstab import replay
+
     replay.remember_shared(item)
     with replay.deferring(item):
         return (yield from _watched(item, watch))
@@ -164,6 +176,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def _watched(item: pytest.Item, watch: ItemWatch) -> Generator[None, object, object]:
     """The call phase inside its watch, or inside one watch per example of Hypothesis."""
     __tracebackhide__ = True
+    from pytest_nanstab.items import each_example, has_examples
+
     if watch.mode == "explicit" and has_examples(item):
         with each_example(item, lambda: _watch_of(item) or watch):
             return (yield)
@@ -195,6 +209,8 @@ def nanstab(request: pytest.FixtureRequest) -> Nanstab:
     `nanstab`.
     """
     from pytest_nanstab.baselines.items import ItemBaselines
+    from pytest_nanstab.items import again
+    from pytest_nanstab.records import NOTES
     from pytest_nanstab.suite.fixture import Nanstab
 
     settings = request.config.stash[SETTINGS]
@@ -218,6 +234,10 @@ def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
 ) -> Generator[None, object, object]:
     """Note what a fixture constructs, and that one of a wider scope is no part of what a rerun repeats."""
+    if "pytest_nanstab.replay" not in sys.modules:  # nothing has been remembered that a rerun would start from
+        return (yield)
+    from pytest_nanstab import replay
+
     with replay.fixture_around(request.config, fixturedef.scope):
         return (yield)
 
@@ -226,7 +246,10 @@ def pytest_fixture_setup(
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """Raise what a fixture's end raised before the test was run once more."""
     result = yield
-    replay.raise_kept(item)
+    if "pytest_nanstab.replay" in sys.modules:
+        from pytest_nanstab import replay
+
+        replay.raise_kept(item)
     return result
 
 
@@ -235,6 +258,12 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let the test's record ride on the report, with findings that name their origin."""
+    # A test that is not checked may use `watch` or the assertions: their errors are loaded then.
+    if not _is_checked(item) and "pytest_nanstab.errors" not in sys.modules:
+        return (yield)
+    from pytest_nanstab import replay
+    from pytest_nanstab.records import attach, tidy
+
     replay.explain(item, call)
     tidy(call)
     report = yield
