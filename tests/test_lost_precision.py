@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -26,6 +28,10 @@ class Counting(nn.Module):
         self.register_buffer("seen", torch.full((), start, dtype=dtype))
         self.total = torch.full((), start, dtype=dtype)
         self.register_buffer("classes", torch.zeros(3, dtype=dtype))
+        self.fixed = nn.Parameter(torch.zeros((), dtype=dtype), requires_grad=False)
+        self.held = {"calls": torch.zeros((), dtype=dtype)}
+        self.listed = [torch.zeros((), dtype=dtype)]
+        self.calls = 0
 
     def forward(self, x):
         getattr(self, self.how)(x)
@@ -46,7 +52,60 @@ class Counting(nn.Module):
     def by_class(self, x):
         self.classes[1] += 1
 
+    def scattered(self, x):
+        self.classes.index_add_(0, torch.tensor([1]), torch.ones(1, dtype=self.classes.dtype))
+
+    def frozen(self, x):
+        self.fixed += 1
+
+    def in_a_dict(self, x):
+        self.held["calls"] += 1
+
+    def in_a_list(self, x):
+        self.listed[0] = self.listed[0] + 1
+
+    def every_second(self, x):
+        self.calls += 1
+        if self.calls % 2 == 0:
+            self.seen += 1
+
+    def used_with_a_floor(self, x):
+        self.seen += 1
+        return x / self.seen.clamp(min=1)
+
+    def used_for_a_log(self, x):
+        self.seen += 1
+        return self.seen % 100 == 0
+
+    def capped_too_high(self, x):
+        self.seen.copy_((self.seen + 1).clamp(max=1000))
+
+    def ring_too_wide(self, x):
+        self.seen = (self.seen + 1) % 1024
+
     # --- meant to stop, or able to go on
+
+    def capped_in_place(self, x):
+        self.seen.add_(1).clamp_(max=256)
+
+    def chosen(self, x):
+        self.seen = torch.where(self.seen < 256, self.seen + 1, self.seen)
+
+    def by_a_condition(self, x):
+        self.seen += self.seen < 256
+
+    def filled(self, x):
+        self.seen.fill_(min(self.seen.item() + 1, 256))
+
+    def folded(self, x):
+        self.seen = 256 - torch.relu(256 - (self.seen + 1))
+
+    def towards(self, x):
+        self.seen += torch.sign(256 - self.seen)
+
+    def largest(self, x):
+        self.calls += 1
+        self.seen = torch.maximum(self.seen, torch.full_like(self.seen, min(self.calls, 256)))
 
     def capped(self, x):
         self.seen.copy_((self.seen + 1).clamp(max=2.0 ** {2: 8, 4: 24}[self.seen.element_size()]))
@@ -86,12 +145,24 @@ def found_in(model, steps, **more):
 # --- counters
 
 
-@pytest.mark.parametrize("how", ["in_place", "attribute", "copied", "down", "by_class"])
+NAMES = {
+    "attribute": ("total", 1024, 4),
+    "copied": ("seen", 512, 2),
+    "down": ("seen", -256, -1),
+    "by_class": ("classes", 256, 1),
+    "scattered": ("classes", 256, 1),
+    "frozen": ("fixed", 256, 1),
+    "in_a_dict": ("held.calls", 256, 1),
+    "in_a_list": ("listed.0", 256, 1),
+}
+MORE = ["in_place", "used_with_a_floor", "used_for_a_log", "capped_too_high", "ring_too_wide"]
+
+
+@pytest.mark.parametrize("how", [*NAMES, *MORE])
 def test_a_counter_that_stops_is_found_at_its_line(how):
     """However it is written: where it stands, what it was to grow by, and the line that adds."""
     (found,) = found_in(Counting(how, torch.bfloat16), 270)
-    names = {"attribute": ("total", 1024, 4), "copied": ("seen", 512, 2), "down": ("seen", -256, -1)}
-    name, value, increment = names.get(how, ("classes" if how == "by_class" else "seen", 256, 1))
+    name, value, increment = NAMES.get(how, ("seen", 256, 1))
     assert found.message == f"{name} has stopped at {value}: bfloat16 cannot add {increment} to it"
     assert (found.evidence["value"], found.evidence["increment"]) == (value, increment)
     assert found.evidence["last grew"] == "at step 256"
@@ -103,10 +174,9 @@ def test_a_counter_that_stops_is_found_at_its_line(how):
     )
 
 
-@pytest.mark.parametrize("start", [0.0, 2040.0])
-def test_the_format_decides_where(start):
+def test_the_format_decides_where():
     """float16 holds every integer up to 2048."""
-    (found,) = found_in(Counting("in_place", torch.float16, start), 2060 - int(start))
+    (found,) = found_in(Counting("in_place", torch.float16, 2040.0), 20)
     assert found.evidence["value"] == 2048
 
 
@@ -118,10 +188,32 @@ def test_float32_counts_far_and_stops_too():
     assert found_in(Counting("in_place", torch.float64, start=2.0**24 - 8), 40) == []
 
 
-@pytest.mark.parametrize("how", ["capped", "least_of", "round_and_round", "average", "nothing"])
+SOUND = ["capped", "capped_in_place", "least_of", "chosen", "by_a_condition", "filled", "folded", "towards", "largest"]
+
+
+@pytest.mark.parametrize("how", [*SOUND, "round_and_round", "average", "nothing"])
 def test_what_is_meant_to_stop_is_not_accused(how):
     """A cap at the very number at which the format ends, a ring, an average, a constant."""
     assert found_in(Counting(how, torch.bfloat16), 300) == []
+
+
+def test_counting_less_often_than_every_step():
+    """256 of 520 steps; the steps between say nothing."""
+    (found,) = found_in(Counting("every_second", torch.bfloat16), 540)
+    assert found.evidence["value"] == 256
+
+
+@pytest.mark.parametrize("layout", ["sparse", "csr", "nested"])
+def test_buffers_of_other_layouts_are_left_alone(layout):
+    """An adjacency matrix, a ragged table."""
+    model = Counting("nothing", torch.float32)
+    made = {"sparse": torch.eye(4).to_sparse, "csr": torch.eye(4).to_sparse_csr}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensor = torch.nested.nested_tensor([torch.ones(2)]) if layout == "nested" else made[layout]()
+    model.register_buffer("adjacency", tensor)
+    model.cached = tensor
+    assert found_in(model, 5) == []
 
 
 def test_integers_count_on():
@@ -143,13 +235,14 @@ def test_one_that_is_no_longer_added_to_has_not_stopped():
 
 
 def test_a_loop_of_ones_own_that_adds_is_seen():
-    """The counter is kept outside of every call: its life alone tells."""
+    """The counter is raised outside of every call, on this line."""
 
     def after(model, step):
         model.seen += 1
 
     (found,) = found_in(Counting("nothing", torch.bfloat16), 300, after=after)
-    assert (found.evidence["value"], found.source) == (256, None)
+    assert found.evidence["value"] == 256
+    assert found.source.endswith(f"test_lost_precision.py:{after.__code__.co_firstlineno + 1}")
 
 
 def test_explicit_watches_raise():
@@ -196,10 +289,8 @@ def test_an_optimizers_own_counter():
             optimizer.zero_grad()
             model(torch.ones(2, 4, dtype=torch.bfloat16)).float().mean().backward()
             optimizer.step()
-    assert {finding.message.partition(" has")[0] for finding in run.findings} == {
-        "layer.weight count",
-        "layer.bias count",
-    }
+    told = {finding.message.partition(" has")[0] for finding in run.findings}
+    assert told == {"layer.weight count", "layer.bias count", "fixed count"}
 
 
 def test_most_models_are_looked_at_a_few_times_only():
@@ -253,13 +344,37 @@ def test_running_sums_and_ranges():
     assert lost(lambda: torch.ones(5000).cumsum(-1)) == []
     assert lost(lambda: torch.arange(5000).cumsum(-1)) == []
     assert lost(lambda: torch.rand(5000).to(torch.bfloat16).cumsum(-1)) == []
+    assert lost(lambda: torch.arange(256, 300, 0.5, dtype=torch.bfloat16)) == []
+
+
+def test_whole_positions_that_a_cast_loses():
+    """`torch.arange(n).type_as(inv_freq)`, and positions counted from a mask; not labels, nor short ranges."""
+    half = torch.ones(1, dtype=torch.bfloat16)
+    assert [x.op for x in lost(lambda: torch.arange(400).type_as(half)[:, None] * half)] == ["to"]
+    mask = torch.ones(2, 400).long()
+    assert [x.op for x in lost(lambda: mask.cumsum(-1).to(torch.bfloat16))] == ["to"]
+    assert lost(lambda: torch.arange(200).type_as(half)) == []
+    assert lost(lambda: torch.tensor([1000, 1001]).type_as(half)) == []
+    assert lost(lambda: torch.arange(400).float()) == []
 
 
 def test_what_loses_an_addend_and_is_right():
-    """Masks swallow scores, averages swallow small steps, and a large number takes a small one once."""
+    """Masks swallow scores, averages swallow small steps, sentinels mean never, a large number takes a small one."""
     scores = torch.arange(4.0).bfloat16()
-    assert lost(lambda: scores + torch.full((4,), -1e9, dtype=torch.bfloat16)) == []
+    for fill in (-1e9, -1e4, -math.inf, torch.finfo(torch.bfloat16).min):
+        mask = torch.full((4,), fill, dtype=torch.bfloat16)
+        assert lost(lambda mask=mask: scores + mask) == []
+        assert lost(lambda mask=mask: mask + scores, mask) == []
     assert lost(lambda: torch.full((4,), 512.0, dtype=torch.bfloat16) + 1) == []
+    age = torch.tensor([0.0, 1e9, math.inf])
+    assert lost(lambda: age.add_(1), age) == []
+
+    def beams():
+        total = torch.tensor([0.0, -1e9])
+        for _ in range(20):
+            total = total + 1
+
+    assert lost(beams) == []
 
     def steps():
         weight = torch.ones(4, dtype=torch.bfloat16)

@@ -23,7 +23,6 @@ from pytest_nanstab.attribution import asserted, slices
 from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.growth import Growth, explosion_in
 from pytest_nanstab.attribution.keeping import kept
-from pytest_nanstab.attribution.lost import LostIntegers, lasting_tensors
 from pytest_nanstab.attribution.origin import is_intended, origin_of
 from pytest_nanstab.attribution.purity import verdict_on_call
 from pytest_nanstab.attribution.source import RUNNER, is_user_file
@@ -65,25 +64,6 @@ def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
     hint.closure = region.closure
     told = _attempted(region, finding, hint)
     return told if told is not None else advised(finding)
-
-
-def integers_lost_now(region: Region) -> LostIntegers | None:
-    """What the last outermost call loses of its integers, when it is made once more; None where it cannot be."""
-    call = region.outputs.last_call()
-    verdict = None if call is None else verdict_on_call(call[0])
-    if call is None or verdict is None or not verdict.pure:
-        return None
-    module, args, kwargs = call
-    modules = [*region.names.roots(), module]
-    parts = {id(part): part for root in modules for part in root.modules()}
-    owners = [owner for owner in verdict.owners if id(owner) not in parts]
-    mode = LostIntegers(lasting_tensors(modules))
-    try:
-        with region.at_rest(), kept(parts.values(), owners, [*args, *kwargs.values()]), mode:
-            module(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - the user's code, run once more, may raise anything
-        return None
-    return mode
 
 
 def behind_assertion(error: BaseException) -> Finding | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_nanstab.attribution import operations
@@ -16,9 +17,11 @@ from pytest_nanstab.attribution.places import Spot, place_of_call
 from pytest_nanstab.watching import measure
 from pytest_nanstab.watching.measure import PRECISION
 
-_ADDITIONS = ("add", "sub")
+_ADDITIONS = frozenset({"add", "sub", "index_add", "scatter_add", "index_put"})
 _CAPS = frozenset({"clamp", "clamp_max", "minimum", "fmin", "remainder", "fmod", "hardtanh"})
+_COPIES = frozenset({"clone", "to", "contiguous"})
 _MOST_OF_A_SUM, _MOST = 1 << 12, 1 << 16  # elements: counters and sums are small, positions are not large
+_GROWN = 2  # so often a sum has grown at its line before it stopped: a mask that swallows scores never has
 
 
 @dataclass(eq=False)
@@ -29,11 +32,9 @@ class Lost:
         op: the operation.
         spot: the user's line.
         dtype: the format.
-        value: the number that stayed as it was, or came out twice.
+        value: the number that stayed as it was, or came out for another.
         addend: what should have been added to it.
-        key: the memory that holds the result.
-        kind: "counter" for memory that outlives the pass, "sum" for one that grows within it, "range" for positions.
-        capped: the result has gone through a clamp, so that it is meant to stop somewhere.
+        kind: "counter" for what outlives the pass, "sum" for what grows within it, "range" for positions.
     """
 
     op: str
@@ -41,115 +42,215 @@ class Lost:
     dtype: torch.dtype
     value: float
     addend: float
-    key: int | None
     kind: str
-    capped: bool = False
+
+
+@dataclass(eq=False)
+class _Sum:
+    """What is known of a piece of memory that an addition has written: where, and how often each element has grown."""
+
+    spot: Spot | None
+    grown: Tensor
 
 
 class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds them among the operations that run while it is on.
 
-    A sum that loses an addend is no fault by itself (a mask of -1e9 swallows every score): only counters that outlive
-    the pass, sums that grow at one line, cumulated sums and ranges count.
+    An addition that loses its addend is no fault by itself (a mask of -1e9 swallows every score). It is one where the
+    result is stored in what outlives the pass, or where a line goes on adding to its own result. What a bound holds at
+    that very number is meant to stop there.
 
     Args:
         lasting: tensors that outlive the pass: buffers and attributes of modules.
+        passes: whether sums, cumulated sums and ranges within the pass are looked at too.
     """
 
-    def __init__(self, lasting: Iterable[Tensor]) -> None:
+    def __init__(self, lasting: Iterable[Tensor], *, passes: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._lasting = {storage_key(tensor) for tensor in lasting} - {None}
-        self._sums: dict[int | None, Spot | None] = {}  # where the sum in a piece of memory was made
-        self._kept: list[Tensor] = []
-        self._found: list[Lost] = []
+        self._lasting = {key for tensor in lasting if (key := _key(tensor)) is not None}
+        self._passes = passes
+        self._sums: dict[int, _Sum] = {}
+        self._lost: dict[int, Lost] = {}  # by the memory that holds such a result
+        self._ranges: set[int] = set()  # memory of whole positions
+        self._kept: list[Tensor] = []  # memory that is used again would stand for two results
+        self._found: dict[tuple[Spot | None, str], Lost] = {}
 
     @property
     def found(self) -> list[Lost]:
         """What is meant to go on and cannot, each line once."""
-        unique: dict[tuple[Spot | None, str], Lost] = {}
-        for lost in self._found:
-            if not lost.capped:
-                unique.setdefault((lost.spot, lost.op), lost)
-        return list(unique.values())
+        return list(self._found.values())
 
-    @property
-    def capped(self) -> list[Lost]:
-        """What is lost, and meant to stop there."""
-        return [lost for lost in self._found if lost.capped]
+    def stored_in(self, tensor: Tensor) -> Lost | None:
+        """The lost addition whose result a tensor holds now."""
+        return self._lost.get(_key(tensor) or 0)
+
+    def conclude(self, lasting: Iterable[Tensor]) -> list[Lost]:
+        """All that is found, with what attributes hold that were given a new tensor in the pass."""
+        for tensor in lasting:
+            lost = self.stored_in(tensor)
+            if lost is not None:
+                self._add(lost)
+        return self.found
+
+    def _add(self, lost: Lost) -> None:
+        self._found.setdefault((lost.spot, lost.op), lost)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = operations.describe(func).name
-        before = args[0].detach().clone() if name in _ADDITIONS and _may_sum(*args[:2]) else None
-        key = storage_key(args[0]) if before is not None else None
+        about = operations.describe(func)
+        name = about.name
+        before = args[0].detach().clone() if name in _ADDITIONS and _may_sum(args[0]) else None
+        exact = None if before is None else _exact(func, before, args, kwargs)
         result = func(*args, **kwargs)
-        if name in _CAPS:
-            self._cap(args)
-        if isinstance(result, Tensor) and result.dtype in PRECISION and 0 < result.numel() <= _MOST:
-            if before is not None:
-                plus = torch.as_tensor(args[1], dtype=torch.float64, device=result.device) * kwargs.get("alpha", 1)
-                self._added(name, (before, key), -plus if name == "sub" else plus, result)
-            elif name == "cumsum":
-                self._cumulated(args[0], args[1], result)
-            elif name == "arange":
-                self._ranged(result)
+        if not isinstance(result, Tensor) or result.dtype not in PRECISION or not 0 < result.numel() <= _MOST:
+            self._note_integers(name, args, result)
+        elif before is not None and exact is not None:
+            self._added(name, before, _key(args[0]), exact, result)
+        elif name in _CAPS:
+            self._capped(name, args, kwargs, result)
+        elif name == "copy":
+            self._copied(args[1], args[0])
+        elif name in _COPIES:
+            self._copied(args[0], result)
+            self._cast(args[0], result)
+        elif self._passes and name in ("cumsum", "arange"):
+            self._ranged(name, args, result)
         return result
 
-    def _cap(self, args: Any) -> None:
-        keys = {storage_key(tensor) for _, tensor in measure.tensors_in(args)}
-        for lost in self._found:
-            lost.capped |= lost.key in keys
+    # -- additions, and where their results go
 
-    def _added(self, name: str, operand: tuple[Tensor, int | None], plus: Tensor, result: Tensor) -> None:
-        before, key = operand
-        spot = place_of_call()[0].spot
-        grows = key in self._sums and self._sums[key] == spot
-        self._kept.append(result)  # memory that is used again would stand for two sums
-        self._sums[storage_key(result)] = spot
-        if not (grows or key in self._lasting) or before.shape != result.shape:
+    def _added(self, name: str, before: Tensor, key: int | None, exact: Tensor, result: Tensor) -> None:
+        spot, of_result = place_of_call()[0].spot, _key(result)
+        if key is None or of_result is None or before.shape != result.shape or exact.shape != result.shape:
             return
-        plus = plus.expand_as(result)
-        where = _lost(before.double(), plus, result)
-        if where.any():
-            value, missing = before[where].flatten()[0].item(), plus[where].flatten()[0].item()
-            kind = "counter" if key in self._lasting else "sum"
-            self._found.append(Lost(name, spot, result.dtype, value, missing, storage_key(result), kind))
+        earlier = self._sums.get(key)
+        grown = result != before
+        if earlier is not None and earlier.spot == spot and earlier.grown.shape == grown.shape:
+            grown = grown.to(torch.int32) + earlier.grown
+        self._kept.append(result)
+        self._sums[of_result] = _Sum(spot, grown.to(torch.int32))
+        self._lost.pop(of_result, None)
+        where = _swallowed(before.double(), exact, result)
+        if bool(where.any()):
+            at = int(torch.nonzero(where.flatten())[0])
+            value = before.flatten()[at].item()
+            lost = Lost(name, spot, result.dtype, value, exact.flatten()[at].item() - value, "counter")
+            self._lose(lost, key, of_result, int(self._sums[of_result].grown.flatten()[at]))
 
-    def _cumulated(self, given: Tensor, dim: int, result: Tensor) -> None:
-        exact = given.double()
-        if not _are_integers(exact):
+    def _lose(self, lost: Lost, key: int, of_result: int, grown: int) -> None:
+        if key in self._lasting:
+            self._lost[of_result] = lost
+            if of_result == key:
+                self._add(lost)
+        elif self._passes and grown >= _GROWN:
+            lost.kind = "sum"
+            self._add(lost)
+
+    def _capped(self, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """A bound: at the very number at which the count stopped it was meant to; beyond it changes nothing."""
+        lost = self._lost.get(_key(args[0]) or 0)
+        if lost is None:
             return
-        wrong = (result.double() - exact.cumsum(dim)).abs() >= 1
-        if wrong.any():
+        if _upper_bound(name, args, kwargs) > abs(lost.value):
+            self._copied(args[0], result)
+        elif _key(result) == _key(args[0]):
+            self._lost.pop(_key(args[0]) or 0)
+            self._found.pop((lost.spot, lost.op), None)
+
+    def _copied(self, source: Any, target: Tensor) -> None:
+        lost = self._lost.get(_key(source) or 0) if isinstance(source, Tensor) else None
+        key = _key(target)
+        if lost is None or key is None:
+            return
+        self._kept.append(target)
+        self._lost[key] = lost
+        if key in self._lasting:
+            self._add(lost)
+
+    # -- positions
+
+    def _note_integers(self, name: str, args: Any, result: Any) -> None:
+        """Whole positions in an integer format, which a cast may lose."""
+        if not self._passes or not isinstance(result, Tensor) or result.is_floating_point() or result.is_complex():
+            return
+        made = name in ("arange", "cumsum") and result.dtype is not torch.bool
+        handed_on = bool(args) and isinstance(args[0], Tensor) and _key(args[0]) in self._ranges
+        key = _key(result)
+        if (made or (handed_on and name in ("add", "sub", "clone", "to", "repeat"))) and key is not None:
+            self._ranges.add(key)
+            self._kept.append(result)
+
+    def _cast(self, given: Any, result: Tensor) -> None:
+        if not isinstance(given, Tensor) or given.is_floating_point() or _key(given) not in self._ranges:
+            return
+        self._compare("to", given.double(), result)
+
+    def _ranged(self, name: str, args: Any, result: Tensor) -> None:
+        if name == "cumsum":
+            exact = args[0].double()
+            if _are_integers(exact):
+                self._compare(name, exact.cumsum(args[1]), result)
+        elif all(float(end).is_integer() for end in args if isinstance(end, (int, float))):
+            exact = torch.arange(*(end for end in args if isinstance(end, (int, float))), dtype=torch.float64)
+            self._compare(name, exact.to(result.device), result)
+
+    def _compare(self, name: str, exact: Tensor, result: Tensor) -> None:
+        if exact.shape != result.shape:
+            return
+        wrong = (result.double() - exact).abs() >= 1
+        if bool(wrong.any()):
             value = result[wrong].flatten()[0].item()
-            self._found.append(Lost("cumsum", place_of_call()[0].spot, result.dtype, value, 1.0, None, "range"))
-
-    def _ranged(self, result: Tensor) -> None:
-        values = result.double()
-        twice = values[1:] == values[:-1]
-        if _are_integers(values) and twice.any():
-            value = values[1:][twice][0].item()
-            self._found.append(Lost("arange", place_of_call()[0].spot, result.dtype, value, 1.0, None, "range"))
+            self._add(Lost(name, place_of_call()[0].spot, result.dtype, value, 1.0, "range"))
 
 
-def _may_sum(value: Any, addend: Any) -> bool:
+def _key(tensor: Any) -> int | None:
+    return storage_key(tensor) if isinstance(tensor, Tensor) else None
+
+
+def _may_sum(value: Any) -> bool:
     return (
         isinstance(value, Tensor)
+        and value.layout is torch.strided
         and value.dtype in PRECISION
         and 0 < value.numel() <= _MOST_OF_A_SUM
         and measure.plain(value) is not None
-        and (not isinstance(addend, Tensor) or addend.layout is torch.strided)
     )
 
 
-def _lost(before: Tensor, plus: Tensor, result: Tensor) -> Tensor:
-    """Where an integer that was not 0 has left an integer as it was that is too large for it."""
-    whole = (before == before.round()) & (plus == plus.round()) & (plus != 0)
-    return whole & (result.double() == before) & (before.abs() >= 2.0 ** PRECISION[result.dtype])
+def _exact(func: Any, before: Tensor, args: Any, kwargs: Any) -> Tensor | None:
+    """The same operation in float64; None for operands that cannot be widened."""
+
+    def widened(value: Any) -> Any:
+        return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    try:
+        others, named = pytree.tree_map(widened, (list(args[1:]), dict(kwargs)))
+        result = func(before.double(), *others, **named)
+    except Exception:  # noqa: BLE001 - operands of an unknown kind: nothing is said about their sum
+        return None
+    return result if isinstance(result, Tensor) and result.dtype is torch.float64 else None
+
+
+def _swallowed(before: Tensor, exact: Tensor, result: Tensor) -> Tensor:
+    """Where an integer has left an integer as it was, which counting by such integers can have reached."""
+    plus = exact - before
+    reach = 2.0 ** PRECISION[result.dtype]
+    whole = (before == before.round()) & (exact == exact.round()) & torch.isfinite(exact) & (plus != 0)
+    stays = (result.double() == before) & (before.abs() >= reach)
+    return whole & stays & (before.abs() <= 2 * reach * plus.abs())
 
 
 def _are_integers(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all()) and bool((values == values.round()).all())
+
+
+def _upper_bound(name: str, args: Any, kwargs: Any) -> float:
+    """The smallest number that a bound holds anything at; infinite for what bounds from below only."""
+    at = 2 if name in ("clamp", "hardtanh") else 1
+    bound = args[at] if len(args) > at else kwargs.get("max", kwargs.get("max_val"))
+    if isinstance(bound, Tensor):
+        return float(bound.detach().double().min()) if bound.numel() and not bound.is_complex() else torch.inf
+    return float(bound) if isinstance(bound, (int, float)) else torch.inf
 
 
 def lasting_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:

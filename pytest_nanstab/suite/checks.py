@@ -123,7 +123,9 @@ def _told(request: ItemRequest, verdict: Verdict, failed: list[int]) -> list[Fin
     told = [
         replace(
             finding,
-            source=finding.source or _place(request, finding, verdict.setup),
+            # Of an integer that is lost the line is proved, or nowhere in the user's files.
+            source=finding.source
+            or (None if finding.kind == "lost-precision" else _place(request, finding, verdict.setup)),
             evidence={"again": request.again, **finding.evidence},
         )
         for finding in verdict.failing
@@ -138,6 +140,8 @@ def _told(request: ItemRequest, verdict: Verdict, failed: list[int]) -> list[Fin
 
 def _place(request: ItemRequest, finding: Finding, setup: TrainingSetup | None) -> str | None:
     """Where to look, when no line of the user's was running: the loss, or the factory that made model and optimizer."""
+    if finding.kind == "lost-precision":  # its line is proved, or in nobody's file
+        return None
     candidates: list[Callable[..., object]] = [request.item.function]
     if setup is not None and finding.phase in ("forward", "backward", "eval"):
         candidates.insert(0, setup.training_step or setup.loss)

@@ -25,10 +25,11 @@ def integers_lost(setup: TrainingSetup, form: Arithmetic, batch: Batch, known: S
     try:
         with kept(setup.model.modules(), (), [given]), form.autocast(), mode:
             setup.loss(setup.model, given)
+            found = mode.conclude(lasting_tensors([setup.model]))
     except Exception:  # noqa: BLE001 - the training itself went well: what cannot be run again is not judged
         return []
     told = {finding.source for finding in known if finding.kind == "lost-precision"}
-    return [_finding(lost) for lost in mode.found if shown(lost.spot) not in told]
+    return [_finding(lost) for lost in found if shown(lost.spot) not in told]
 
 
 def _finding(lost: Lost) -> Finding:

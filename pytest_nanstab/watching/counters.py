@@ -17,15 +17,20 @@ _MOST_ELEMENTS = 4096
 _CHANGES = 2  # so often it has grown: a counter, not a constant
 _STILL = 3  # so many steps it has not: one may skip a step
 _FIRST = 4  # steps at which everything is looked at
+_MOST_ENTRIES = 64  # of a list or a dict that is an attribute
+_TORCHS_OWN = ("_parameters", "_buffers", "_modules")
+_AWAITED = 8  # steps in which something is added to it, or it has been forgotten
 _FORGOTTEN = 8  # looks without a change, after which a tensor is looked at seldom
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Stopped:
-    """A counter that no longer counts.
+    """A counter that seems to count no longer.
 
     Attributes:
         name: dotted name of the tensor.
+        holder: where it is kept.
+        steps: for how many steps it has been watched since.
         dtype: its format.
         value: where it stands.
         increment: what it last grew by.
@@ -37,6 +42,17 @@ class Stopped:
     value: float
     increment: float
     step: int
+    holder: tuple[Any, Any]
+    steps: int = 0
+
+    def is_awaited(self) -> bool:
+        """Whether a proof may still come: counted at each step."""
+        self.steps += 1
+        return self.steps < _AWAITED
+
+    def tensor(self) -> Tensor | None:
+        """The tensor as it is now."""
+        return _held(*self.holder)
 
 
 @dataclass
@@ -61,7 +77,8 @@ class _Trace:
         return bool((self.last.abs() >= 2.0 ** (PRECISION[dtype] - 2)).any())
 
 
-_Holder = tuple[str, Mapping[Any, Any], Any]
+# Where a tensor is kept: the name for people, and the container with the key or index.
+_Holder = tuple[str, Any, Any]
 
 
 class Counters:
@@ -80,7 +97,10 @@ class Counters:
         self.active: list[str] = ["the first steps"]
 
     def look(self, step: int, optimizer: Any) -> list[Stopped]:
-        """Look after a step's forward pass; those that have stopped, each told once."""
+        """Look after a step's forward pass; those that seem to have stopped, each told once.
+
+        Whether they have is proved by what the next step does: one may be held there on purpose.
+        """
         everything = step <= _FIRST or step & (step - 1) == 0
         with torch_private.unseen():
             if everything:
@@ -93,24 +113,24 @@ class Counters:
 
     def _is_due(self, holder: _Holder) -> bool:
         name, store, key = holder
-        trace, tensor = self._traces.get(name), store.get(key)
-        return trace is not None and trace.grows and isinstance(tensor, Tensor) and trace.is_near(tensor.dtype)
+        trace, tensor = self._traces.get(name), _held(store, key)
+        return trace is not None and trace.grows and tensor is not None and trace.is_near(tensor.dtype)
 
     def _candidates(self, optimizer: Any) -> Iterator[_Holder]:
         for root in self._names.roots():
             for path, part in root.named_modules():
-                for store in (part._buffers, vars(part)):
-                    for key, value in store.items():
-                        if _may_count(value, PRECISION):
-                            yield f"{path}.{key}".lstrip("."), store, key
+                for store in (part._buffers, part._parameters, vars(part)):
+                    for name, container, key in _tensors_of(store):
+                        if _may_count(_held(container, key), PRECISION):
+                            yield f"{path}.{name}".lstrip("."), container, key
         for parameter, state in list(optimizer.state.items()):
             for key, value in state.items() if isinstance(state, dict) else ():
-                if _may_count(value, (torch.bfloat16, torch.float16)) and value.numel() == 1:
+                if _may_count(value, (torch.bfloat16, torch.float16)):
                     yield f"{self._names.label(optimizer, parameter)} {key}", state, key
 
     def _follow(self, holder: _Holder, step: int) -> Stopped | None:
         name, store, key = holder
-        tensor = store.get(key)
+        tensor = _held(store, key)
         if tensor is None or name in self._dropped or not _may_count(tensor, PRECISION):
             return None
         now = tensor.detach().double().cpu().flatten()
@@ -123,13 +143,13 @@ class Counters:
             nothing = torch.zeros_like(now)
             self._traces[name] = _Trace(_mark(tensor), now, nothing, nothing, nothing)
             return None
-        _update(trace, now, step)
-        if _is_same(trace.mark, tensor):  # nobody adds to it any more
-            trace.still.zero_()
+        written = not _is_same(trace.mark, tensor)  # else nobody has added to it
+        _update(trace, now, step, written=written)
         trace.mark = _mark(tensor)
-        return self._stopped(name, trace, tensor.dtype)
+        return self._stopped(holder, trace, tensor.dtype)
 
-    def _stopped(self, name: str, trace: _Trace, dtype: torch.dtype) -> Stopped | None:
+    def _stopped(self, holder: _Holder, trace: _Trace, dtype: torch.dtype) -> Stopped | None:
+        name, *place = holder
         if name in self._told:
             return None
         beyond = trace.last.abs() >= 2.0 ** PRECISION[dtype]
@@ -139,7 +159,8 @@ class Counters:
             return None
         self._told.add(name)
         first = int(torch.nonzero(stuck)[0])
-        return Stopped(name, dtype, trace.last[first].item(), trace.increment[first].item(), trace.grew_at)
+        value, increment = trace.last[first].item(), trace.increment[first].item()
+        return Stopped(name, dtype, value, increment, trace.grew_at, (place[0], place[1]))
 
     def forget(self) -> None:
         """Let go of the user's objects."""
@@ -147,19 +168,40 @@ class Counters:
         self._traces.clear()
 
 
-def _update(trace: _Trace, now: Tensor, step: int) -> None:
+def _update(trace: _Trace, now: Tensor, step: int, *, written: bool) -> None:
     change = now - trace.last
     moved = change != 0
     # One that turns back was set anew.
     onward = (trace.changes == 0) | (torch.sign(change) == torch.sign(trace.increment))
     trace.increment = torch.where(moved, change, trace.increment)
     trace.changes = torch.where(moved, torch.where(onward, trace.changes + 1, 0), trace.changes)
-    trace.still = torch.where(moved, 0, trace.still + 1)
+    trace.still = torch.where(moved, 0, trace.still + int(written))
     trace.last = now
     if bool(moved.any()):
         trace.grew_at, trace.idle = step, 0
     else:
         trace.idle += 1
+
+
+def _tensors_of(store: Mapping[Any, Any]) -> Iterator[_Holder]:
+    """The tensors of a module's own attributes, and of the lists and dicts among them."""
+    for key, value in list(store.items()):
+        if isinstance(value, Tensor):
+            yield str(key), store, key
+        elif isinstance(value, (list, dict)) and str(key) not in _TORCHS_OWN and len(value) <= _MOST_ENTRIES:
+            entries = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+            for inner, entry in entries:
+                if isinstance(entry, Tensor):
+                    yield f"{key}.{inner}", value, inner
+
+
+def _held(container: Any, key: Any) -> Tensor | None:
+    """The tensor that is kept there now, if one still is."""
+    try:
+        value = container[key]
+    except (KeyError, IndexError):
+        return None
+    return value if isinstance(value, Tensor) else None
 
 
 def _mark(tensor: Tensor) -> tuple[Tensor, int]:
@@ -175,6 +217,8 @@ def _may_count(value: Any, formats: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and value.dtype in formats
+        and value.layout is torch.strided
+        and not value.is_nested
         and not value.requires_grad
         and value.grad_fn is None
         and 0 < value.numel() <= _MOST_ELEMENTS

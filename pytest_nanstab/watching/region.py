@@ -23,10 +23,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from pytest_nanstab.attribution import local, plan
 from pytest_nanstab.attribution.local import Hint
+from pytest_nanstab.attribution.lost import Lost, LostIntegers
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
-from pytest_nanstab.watching.counters import Counters
+from pytest_nanstab.watching.counters import Counters, Stopped
 from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
@@ -87,6 +88,9 @@ class Region:
         self.headroom = Headroom(self.names, self._is_measured) if measured else None
         self._underflow = Underflow(self.names) if measured else None
         self.counters = Counters(self.names) if options.dense else None
+        self._proof: LostIntegers | None = None
+        self._wanted_proof: LostIntegers | None = None
+        self._suspects: list[Stopped] = []
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
         self.details = Details(self.run, self.names) if options.details else None
@@ -168,6 +172,7 @@ class Region:
 
     def _suspend(self) -> None:
         self.active = False
+        self._end_proof()
         if self.tracing is not None:
             self.tracing.stop()
         self.outputs.remove()
@@ -308,9 +313,17 @@ class Region:
 
     # -- the optimizer step ------------------------------------------------------------------------------------------
 
-    @torch_private.past_modes
     def inspect(self, optimizer: Optimizer) -> None:
         """Judge the step that is about to run: pending loss, gradients, clips, limits."""
+        __tracebackhide__ = True
+        try:
+            self._inspect(optimizer)
+        finally:
+            if self._proof is not self._wanted_proof:  # here, where the modes are the user's
+                self._begin_proof()
+
+    @torch_private.past_modes
+    def _inspect(self, optimizer: Optimizer) -> None:
         __tracebackhide__ = True
         begun = perf_counter_ns()
         norm = self.state.hold(optimizer)
@@ -361,12 +374,37 @@ class Region:
             self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
 
     def _judge_counters(self, counters: Counters, optimizer: Optimizer) -> None:
+        """Counters that seem to have stopped are watched for some steps: an addition that is lost proves it."""
         __tracebackhide__ = True
-        for stopped in counters.look(self.run.steps, optimizer):
-            seen = local.integers_lost_now(self)
-            if seen is None or not any(lost.value == stopped.value for lost in seen.capped):
-                lost = None if seen is None else next((x for x in seen.found if x.value == stopped.value), None)
-                self.report(verdicts.stopped_counter(self.run.steps, stopped, None if lost is None else lost.spot))
+        proved = [(stopped, lost) for stopped in self._suspects if (lost := self._proved(stopped)) is not None]
+        self._suspects = [s for s in self._suspects if s not in [stopped for stopped, _ in proved] and s.is_awaited()]
+        new = counters.look(self.run.steps, optimizer)
+        self._suspects += new
+        if new:
+            held = [tensor for stopped in self._suspects if (tensor := stopped.tensor()) is not None]
+            self._wanted_proof = LostIntegers(held, passes=False)
+        elif not self._suspects:
+            self._wanted_proof = None
+        if self._suspects:
+            counters.active.append("the steps that prove it")
+        for stopped, lost in proved:
+            self.report(verdicts.stopped_counter(self.run.steps, stopped, lost.spot))
+
+    def _proved(self, stopped: Stopped) -> Lost | None:
+        tensor = stopped.tensor()
+        return None if tensor is None or self._proof is None else self._proof.stored_in(tensor)
+
+    def _begin_proof(self) -> None:
+        if self._proof is not None:
+            torch_private.drop_mode(self._proof)
+        self._proof = self._wanted_proof if self.active else None
+        if self._proof is not None:
+            torch_private.add_mode(self._proof)
+
+    def _end_proof(self) -> None:
+        self._wanted_proof = None
+        self._suspects = []
+        self._begin_proof()
 
     @torch_private.past_modes
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
