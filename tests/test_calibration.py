@@ -31,7 +31,10 @@ def combinations(program: zoo.Program) -> tuple[str, str]:
 
 healthy = pytest.mark.parametrize(
     ("name", "optimizer", "precision"),
-    [(name, *combinations(program)) for name, program in sorted(zoo.HEALTHY.items())],
+    [  # every second on other versions too
+        pytest.param(name, *combinations(program), marks=[pytest.mark.slow] * (number % 2))
+        for number, (name, program) in enumerate(sorted(zoo.HEALTHY.items()))
+    ],
 )
 
 

@@ -164,6 +164,7 @@ def pytest_runtest_makereport():
     assert "test_it.py extras 0" in again(pytester, "--nanstab", "-s", "-p", "no:html").text
 
 
+@pytest.mark.slow
 def test_two_workers_report_what_one_process_does(pytester, everything):
     """Under xdist the controller alone prints and writes, and what it says is the same; a wrong marker is one error."""
     files = {name: pytester.path / name for name in ("new/folder/r.json", "j.xml", "h.html")}

@@ -288,6 +288,7 @@ def test_a():
     assert (pytester.path / "r.json").exists()
 
 
+@pytest.mark.slow
 def test_nested_session_leaves_the_outer_intact(pytester):
     """A test that runs pytest in this process has its own training judged before and after, and not the inner one's."""
     pytester.makepyfile(inner="from test_it import *\ndef test_inner(): train(bad=1)\n")

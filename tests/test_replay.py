@@ -290,6 +290,7 @@ def test_meant():
     assert found["test_meant"] == []
 
 
+@pytest.mark.slow
 def test_under_xdist(pytester):
     """A worker explains what it ran."""
     pytest.importorskip("xdist")

@@ -625,9 +625,14 @@ def test_grades_are_those_that_can_be_set():
 
 # --- programs with hidden bugs, and their twins
 
+each_program = pytest.mark.parametrize(  # every third on other versions too
+    "program",
+    [pytest.param(x, id=x.name, marks=[pytest.mark.slow] * (number % 3 > 0)) for number, x in enumerate(PROGRAMS)],
+)
+
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+@each_program
 def test_a_hidden_bug_is_found_at_its_line(program):
     """On the fresh, trained, moved, scaled or zeroed model, with a legal batch."""
     result = hunted(program.make, False)
@@ -636,7 +641,7 @@ def test_a_hidden_bug_is_found_at_its_line(program):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+@each_program
 def test_a_mended_twin_is_silent(program):
     """The same search finds nothing."""
     assert hunted(program.make, True).finding is None

@@ -170,6 +170,7 @@ def test_other():
     assert run.outcomes == {"test_net[finite_steps-64-true]": "passed"}
 
 
+@pytest.mark.slow
 def test_two_workers_agree_with_one(run, pytester):
     """Under xdist each worker trains for itself and the verdicts are the same."""
     body = f"""
