@@ -44,6 +44,8 @@ def measured(model, batches, loss, *, lr=0.1, **limits):
                 keep(f"parameter {name}", parameter)
                 keep(f"gradient {name}", parameter.grad)
             optimizer.step()
+    for name, parameter in model.named_parameters():
+        keep(f"parameter {name}", parameter)
     return run, seen
 
 
@@ -129,6 +131,69 @@ def test_nothing_is_left_out_of_a_healthy_model():
     assert left_out(run.left_out) == []
 
 
+def test_masks_of_the_largest_number_that_scores_are_added_to():
+    """-65504 + 20 rounds to -65472 in float16: a mask, not a value near overflow."""
+
+    class Masked(nn.Linear):
+        def forward(self, x):
+            mask = torch.zeros(4, dtype=x.dtype)
+            mask[3] = torch.finfo(x.dtype).min
+            return super().forward(x) + 20 + mask
+
+    model = Masked(8, 4, dtype=torch.float16)
+    run, _ = measured(
+        model, [torch.ones(3, 8, dtype=torch.float16)], lambda m, b: m(b).float().softmax(-1)[:, 0].mean()
+    )
+    assert run.headroom["activation"]["Masked float16"] > 8
+    assert run.left_out == {"activation Masked float16": 3}
+
+
+def test_gradients_are_measured_before_they_are_clipped():
+    """What a loss scale has to keep from overflow is what the backward makes, not what a clip leaves."""
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, min_headroom_bits=0) as run:
+        for _ in range(4):
+            optimizer.zero_grad()
+            (1000 * model(torch.ones(2, 8))).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-6)
+            optimizer.step()
+    assert run.headroom["gradient"]["weight float32"] == pytest.approx(math.log2(TOP / 1000))
+    assert run.underflow["float16"]["below_normal"] == 0
+
+
+def test_what_the_last_step_leaves_is_measured():
+    """A step so large that the weights are near overflow afterwards, and nothing runs after it."""
+    model = nn.Linear(8, 1, bias=False)
+    with pytest.raises(AssertionError, match=r"parameter headroom 28\.\d+ bits below 60"):
+        measured(model, [torch.ones(2, 8)], lambda m, b: m(b).mean(), lr=1e30, min_headroom_bits=60)
+
+
+def test_parameters_that_nobody_trains_and_complex_ones_count():
+    """They are cast with the model all the same."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Parameter(torch.full((2,), 1e5), requires_grad=False)
+            self.phase = nn.Parameter(torch.full((2,), 3 + 4j))
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.layer(x * self.frozen / 1e5) * self.phase
+
+    model = Model()
+    optimizer = torch.optim.SGD([model.phase, *model.layer.parameters()], lr=0.0)
+    with watch(model, min_headroom_bits=0) as run:
+        model(torch.ones(3, 2)).abs().mean().backward()
+        optimizer.step()
+    assert run.headroom["parameter"]["frozen float32"] == pytest.approx(math.log2(TOP / 1e5))
+    assert run.headroom["parameter"]["phase float32"] == pytest.approx(math.log2(TOP / 4))
+    assert {"phase float32", "layer.weight float32"} <= set(run.headroom["gradient"])
+    assert "Model float32" in run.headroom["activation"]
+
+
 def test_the_loss_counts_for_the_limit():
     """A loss near overflow breaks the limit, and is named; with room it does not."""
     model = nn.Linear(8, 1)
@@ -169,24 +234,24 @@ def test_bits_has_no_figure_for_zeros_and_edges():
 
 
 def table_of(*gradients, scale=1.0):
-    """The underflow table of one look at some gradients."""
-    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    """The underflow table of one look at some gradients, each of a parameter of its own."""
+    model, names = nn.ParameterList(torch.zeros_like(gradient) for gradient in gradients), Names()
+    names.add(model)
+    for parameter, gradient in zip(model, gradients, strict=True):
         parameter.grad = gradient
-    optimizer = torch.optim.SGD(parameters, lr=0.1)
-    underflow = Underflow(Names())
-    underflow.step(optimizer, parameters, scale)
+    underflow = Underflow(names)
+    underflow.look(list(model), scale)
     return underflow.table(max(gradient.abs().max().item() for gradient in gradients) / scale)
 
 
 def test_shares_at_the_edges_of_float16():
     """2**-14 is normal, just below is not; 2**-24 is subnormal, just below is lost; zeros do not count."""
     below = 1 - 2**-20
-    gradient = torch.tensor([1.0, 2**-14, 2**-14 * below, 2**-24, 2**-24 * below, 0.0, 0.0, 0.0])
+    gradient = torch.tensor([2**-8, 2**-14, 2**-14 * below, 2**-24, 2**-24 * below, 0.0, 0.0, 0.0])
     found = table_of(gradient)["float16"]
     assert found["below_normal"] == 3 / 5
     assert found["below_subnormal"] == 1 / 5
-    assert found["worst"] == "param_groups[0]['params'][0]"
+    assert found["worst"] == "0"
     assert found["worst_share"] == 1 / 5
     assert table_of(gradient)["bfloat16"] == {**found, "below_normal": 0, "below_subnormal": 0, "worst_share": 0} | {
         "loss_scale": table_of(gradient)["bfloat16"]["loss_scale"]
@@ -205,12 +270,14 @@ def test_the_loss_scales_are_those_that_float16_proves(exponent):
     assert not torch.isfinite((gradient * high * 2).half()).any()
 
 
+WIDE = torch.full((50,), 1.99), torch.cat([torch.full((50,), 2.0**-39.4), torch.full((1,), 2.0**-19.5)])
+
+
 def test_no_scale_where_the_range_is_too_wide():
-    """Half the values 2**50 above the other half: none loses less than 1 % without overflow."""
-    wide = torch.cat([torch.full((50,), 2.0**-45), torch.full((50,), 1.0)])
-    found = table_of(wide)["float16"]
+    """Half the values 40 bits below the other half: none loses less than 1 % without overflow."""
+    found = table_of(*WIDE)["float16"]
     assert found["loss_scale"] is None
-    assert found["below_subnormal"] == 0.5
+    assert found["below_subnormal"] == pytest.approx(50 / 101)
 
 
 def test_a_parameter_of_rounding_noise_does_not_count():
@@ -218,6 +285,8 @@ def test_a_parameter_of_rounding_noise_does_not_count():
     healthy, noise = torch.full((64,), 1e-2), torch.full((64,), 1e-9)
     assert table_of(healthy, noise)["float16"]["below_subnormal"] == 0
     assert table_of(healthy, noise * 1e3)["float16"]["below_normal"] == 0.5
+    packed = torch.cat([healthy, noise])  # the keys' part of an in_proj_bias
+    assert table_of(packed)["float16"]["below_subnormal"] == 0
 
 
 def test_scales_of_an_optimizers_own_kernel_are_taken_off():
@@ -227,8 +296,8 @@ def test_scales_of_an_optimizers_own_kernel_are_taken_off():
 
 def test_large_gradients_are_sampled_evenly():
     """A million values: the shares are those of an even sample, weighted by the number of values."""
-    large, small = torch.full((1_000_000,), 2.0**-30), torch.full((1000,), 1.0)
-    large[1::2] = 1.0  # the sample is every 245th value
+    large, small = torch.full((1_000_000,), 2.0**-30), torch.full((1000,), 2.0**-12)
+    large[1::2] = 2.0**-12  # the sample is every 245th value
     assert table_of(large, small)["float16"]["below_subnormal"] == pytest.approx(0.4995, abs=1e-3)
 
 
@@ -238,7 +307,7 @@ def test_gradients_without_a_value_have_no_table():
         parameter = nn.Parameter(torch.zeros(4))
         parameter.grad = torch.full((4,), value)
         underflow = Underflow(Names())
-        underflow.step(torch.optim.SGD([parameter], lr=0.1), [parameter], 1.0)
+        underflow.look([parameter], 1.0)
         assert underflow.table(1.0) == {}
         assert underflows(underflow.table(1.0)) == []
 
@@ -250,12 +319,12 @@ def test_steps_that_are_looked_at():
 
 def test_lines_for_people():
     """What is lost, in which parameter most, and which loss scales keep it."""
-    gradient = torch.cat([torch.full((25,), 2.0**-30), torch.full((75,), 2.0**-10)])
+    gradient = torch.cat([torch.full((25,), 2.0**-29), torch.full((75,), 2.0**-10)])
     lines = underflows(table_of(gradient))
     assert lines == [
         "gradients in float16: 25 % of the values under the smallest normal, 25 % lost, most in "
-        "param_groups[0]['params'][0] (25 %); loss scales from 2**6 to 2**25 keep 99 %",
+        "0 (25 %); loss scales from 2**5 to 2**25 keep 99 %",
         "gradients in bfloat16: none under the smallest normal, no loss scale needed",
     ]
-    wide = underflows(table_of(torch.cat([torch.full((50,), 2.0**-45), torch.full((50,), 1.0)])))
+    wide = underflows(table_of(*WIDE))
     assert wide[0].endswith("; no loss scale keeps 99 % of them without overflow")

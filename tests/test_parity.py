@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import dropout
 
 from pytest_nanstab import TrainingSetup
 from pytest_nanstab.suite.parity import deviation, parity
@@ -59,7 +58,7 @@ def test_rounding_explains_a_healthy_model(precision):
     assert found["precision"] == precision
     assert found["eps"] == EPS[precision]
     assert found["first"] is None
-    assert [row["module"] for row in found["modules"]] == [name for name, _ in model.named_children()]
+    assert [row["module"] for row in found["modules"]] == [*dict(model.named_children()), "Mlp"]
     assert all(0 < row["error"] < 4 * found["eps"] for row in found["modules"])
     assert 0 < found["loss"] < 16 * found["eps"]
     (line,) = parity_notes(found)
@@ -80,7 +79,7 @@ def test_cancellation_is_named(stable):
         assert row["input_error"] == 0
         (line,) = parity_notes(found)
         assert "; beyond what rounding explains first in 1 (" in line
-        assert line.endswith(" eps, from 0 = 0 eps in its input)")
+        assert line.endswith(" eps, 0 = 0 eps in its input)")
 
 
 def test_the_figures_are_those_computed_by_hand():
@@ -91,7 +90,7 @@ def test_the_figures_are_those_computed_by_hand():
     exact = copy.deepcopy(narrow).double()
     y, y64 = narrow(batch.bfloat16()).detach().double(), exact(batch.double()).detach()
     found = compared(model, batch, "bf16-true")
-    (row,) = found["modules"]
+    row, _ = found["modules"]
     assert row["error"] == pytest.approx(float((y - y64).norm() / y64.norm()), rel=1e-12)
     wide = batch.double()
     assert row["input_error"] == pytest.approx(
@@ -130,9 +129,79 @@ def test_nothing_is_changed():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_deviation_between_modules_is_said_to_be_there():
+    """The variance is taken in the forward of the parent: what comes after it is not blamed."""
+
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.child = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.child(Variance(stable=False).forward(x))
+
+    torch.manual_seed(0)
+    found = compared(Parent(), torch.randn(32, 16) + 1000, "32-true")
+    assert (found["first"], found["before"]) == ("child", True)
+    assert "first before child, in its input (" in parity_notes(found)[0]
+
+
+def test_a_deviation_of_the_loss_alone_is_told():
+    """Every module is right, and the loss is not."""
+    torch.manual_seed(0)
+
+    def loss(model, batch):
+        return Variance(stable=False).forward(model(batch).flatten() + 1000).sum()
+
+    found = compared(Mlp(2), torch.randn(32, 4), "32-true", loss=loss)
+    assert found["first"] is None
+    (line,) = parity_notes(found)
+    assert " eps in the loss; rounding explains that of the modules, not that of the loss" in line
+
+
+def test_masks_and_zeros_have_no_digits():
+    """A mask of -1e9 does not hide an error, and an output that is zero but for rounding has none."""
+    wide = torch.tensor([-1e9, 1.0, 2.0, 3.0], dtype=torch.float64)
+    assert deviation(torch.tensor([-1e9, 1.0, 2.0, 4.0]), wide) == pytest.approx(1 / math.sqrt(14))
+    zero, given = torch.tensor([1e-16, -1e-16], dtype=torch.float64), torch.ones(2)
+    assert deviation(torch.tensor([1e-8, 0.0]), zero, beside=given) is None
+    assert deviation(torch.tensor([1e-8, 0.0]), zero) > 1e7
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        nn.LSTM(8, 4, num_layers=2, dropout=0.5, batch_first=True),
+    ],
+    ids=["transformer", "lstm"],
+)
+def test_dropout_that_is_no_module_is_off(model):
+    """The dropout of attention and of recurrent layers is an argument; it is put back."""
+    loss = lambda m, b: (out[0] if isinstance(out := m(b), tuple) else out).pow(2).mean()  # noqa: E731
+    found = compared(model, torch.randn(4, 5, 8), "bf16-mixed", loss=loss)
+    assert isinstance(found, dict)
+    assert found["first"] is None
+    assert {module.dropout for module in model.modules() if hasattr(module, "num_heads")} <= {0.1}
+    assert getattr(model, "num_layers", 2) == 2
+    assert model.dropout != 0
+
+
+def test_a_loss_that_changes_from_call_to_call_is_not_compared():
+    """A schedule kept in a closure."""
+    calls = []
+
+    def loss(model, batch):
+        calls.append(0)
+        return model(batch * len(calls)).pow(2).mean()
+
+    told = compared(Mlp(2), torch.randn(8, 4), "bf16-true", loss=loss)
+    assert told == "the pass is another when it is run once more"
+
+
 class Drawing(nn.Linear):
     def forward(self, x):
-        return dropout(super().forward(x), 0.5)
+        return super().forward(x) + torch.randn(1).to(x)
 
 
 def branching(model, batch):

@@ -106,11 +106,16 @@ def parity_notes(parity: Mapping[str, Any] | str) -> list[str]:
     eps, first = parity["eps"], parity["first"]
     worst = max(parity["modules"], key=lambda row: row["error"])
     text = f"{parity['precision']} against 64-true: {_eps_of(worst['error'], eps)} at most, in {worst['module']}"
+    loss, allowed = parity["loss"], parity["loss_explained"]
+    if loss is not None and not loss <= allowed:
+        text += f", and {_eps_of(loss, eps)} in the loss"
     if first is None:
-        return [f"{text}; rounding explains all of it"]
+        of_it = "all of it" if loss is None or loss <= allowed else "that of the modules, not that of the loss"
+        return [f"{text}; rounding explains {of_it}"]
     row = next(row for row in parity["modules"] if row["module"] == first)
-    came = "" if row["input_error"] is None else f", from {_eps_of(row['input_error'], eps)} in its input"
-    return [f"{text}; beyond what rounding explains first in {first} ({_eps_of(row['error'], eps)}{came})"]
+    where = f"before {first}, in its input" if parity["before"] else f"in {first}"
+    came = "" if row["input_error"] is None else f", {_eps_of(row['input_error'], eps)} in its input"
+    return [f"{text}; beyond what rounding explains first {where} ({_eps_of(row['error'], eps)}{came})"]
 
 
 def _eps_of(error: float, eps: float) -> str:

@@ -152,8 +152,8 @@ class GradientJudge:
         """A backward has run: what it left is what clips, by function or by hand, will change."""
         region, scale = self._region, self.scaling.scale or 1.0
         for norm in self._known_norms():
-            if norm.look(region.backwards, scale) and region.details is not None:
-                region.details.arrived(norm.parameters, scale)
+            if norm.look(region.backwards, scale):
+                region.gradients_arrived(norm.parameters, scale)
 
     def _known_norms(self) -> list[GradientNorm]:
         """Those of the optimizers seen so far; before the first step, that of all parameters of the modules seen."""

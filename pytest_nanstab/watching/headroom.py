@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from pytest_nanstab.watching.names import Names
 Slot = tuple[str, str, torch.dtype]  # quantity, name, dtype
 
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+# A mask of the largest number that scores are added to comes to just less: half of float16's last 64 numbers.
+_USUAL = 1 - 2.0**-9
 # Outputs of which it is known that they have been measured: modules hand on what those inside them return.
 _REMEMBERED = 64
 
@@ -64,6 +66,7 @@ class Headroom:
         self._left_out: dict[Slot, int] = {}
         self._paths: dict[int, tuple[weakref.ref[Any], str]] = {}
         self._latest: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._arrived: set[int] = set()
         self.init_scale: dict[str, float] = {}
 
     def install(self) -> None:
@@ -107,14 +110,32 @@ class Headroom:
         if abs(value) < LARGEST.get(dtype, 0.0):  # NaN and infinity are no measurement
             self._keep(("loss", "loss", dtype), abs(value))
 
-    def step(self, parameters: list[Tensor]) -> None:
-        """Measure an optimizer's gradients and parameters."""
+    def arrived(self, parameters: Iterable[Tensor], scale: float) -> None:
+        """Measure the gradients that a backward has left, before anything clips them; `scale` multiplies them."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self._arrived.add(id(parameter))
+                self._see("gradient", parameter, parameter.grad, scale)
+
+    def has_arrived(self, parameter: Tensor) -> bool:
+        """Whether its gradient has been measured since the last step."""
+        return id(parameter) in self._arrived
+
+    def step(self, parameters: Iterable[Tensor], scale: float) -> None:
+        """Measure an optimizer's parameters, and the gradients that nobody has measured as they arrived."""
         self._latest.clear()
         for parameter in parameters:
             self._begin(parameter)
             self._see("parameter", parameter, parameter)
-            if parameter.grad is not None:
-                self._see("gradient", parameter, parameter.grad)
+            if parameter.grad is not None and id(parameter) not in self._arrived:
+                self._see("gradient", parameter, parameter.grad, scale)
+            self._arrived.discard(id(parameter))
+
+    def finish(self, parameters: Iterable[Tensor]) -> None:
+        """Measure what the last step has left of parameters, and those that no optimizer has."""
+        for parameter in (*parameters, *(p for root in self._names.roots() for p in root.parameters())):
+            if not nn.parameter.is_lazy(parameter):
+                self._see("parameter", parameter, parameter)
 
     def _begin(self, parameter: Tensor) -> None:
         """Keep the scale at which a parameter starts."""
@@ -123,29 +144,30 @@ class Headroom:
             norm = measure.exact_norm([parameter])
             self.init_scale[name] = 0.0 if norm is None else norm / math.sqrt(max(parameter.numel(), 1))
 
-    def _see(self, quantity: str, owner: Any, tensor: Tensor) -> None:
-        top = LARGEST.get(tensor.dtype)
+    def _see(self, quantity: str, owner: Any, tensor: Tensor, scale: float = 1.0) -> None:
+        dtype = tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+        top = LARGEST.get(dtype)
         seen = measure.extent(tensor) if top is not None else None
         if seen is None or top is None:
             return
-        slot = (quantity, self._path(owner), tensor.dtype)
-        if seen.largest < top:  # false for NaN
-            self._keep(slot, seen.largest)
+        slot = (quantity, self._path(owner), dtype)
+        if seen.largest < top * _USUAL:  # false for NaN
+            self._keep(slot, seen.largest / scale)
         else:
-            self._see_the_rest(slot, tensor, top)
+            self._see_the_rest(slot, tensor, top, scale)
 
-    def _see_the_rest(self, slot: Slot, tensor: Tensor, top: float) -> None:
+    def _see_the_rest(self, slot: Slot, tensor: Tensor, top: float, scale: float) -> None:
         """Measure what is no mask constant: neither infinite, nor the largest number, nor NaN."""
         with torch_private.unseen():
             values = measure.plain(tensor)
             if values is None:
                 return
             rest = values.abs()
-            rest = rest[rest < top]
+            rest = rest[rest < top * _USUAL]
             left_out = values.numel() - rest.numel()
             self._left_out[slot] = max(left_out, self._left_out.get(slot, 0))
             if rest.numel():
-                self._keep(slot, rest.max().item())
+                self._keep(slot, rest.max().item() / scale)
 
     def _keep(self, slot: Slot, largest: float) -> None:
         if largest > self._largest.get(slot, 0.0):

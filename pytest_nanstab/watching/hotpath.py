@@ -84,7 +84,8 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
 
 def looking(region: Region) -> Callable[[], None]:
     """What looks at the gradients that a backward has left."""
-    norms, scaling, simple = region.state.norms, region.gradients.scaling, region.details is None
+    norms, scaling = region.state.norms, region.gradients.scaling
+    simple = region.details is None and region.headroom is None
 
     def look() -> None:
         # The common case: one optimizer, and nothing that changes what its gradients mean.
@@ -113,7 +114,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
     gradients = region.gradients
     clips, scaler = gradients.clips, gradients.scaling
     held, enclosing = region.state, torch_private.enclosing_step
-    counting = region.counters.active if region.counters is not None else ()
+    counting = region.counters.counters.active if region.counters is not None else ()
     add_loss, add_norm, add_clipped = run.loss.append, run.grad_norm.append, run.clipped_grad_norm.append
     recent = region.outputs.recent
     quick_enough = region.options.dense and not region.measures_more

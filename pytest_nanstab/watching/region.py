@@ -23,11 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from pytest_nanstab.attribution import local, plan
 from pytest_nanstab.attribution.local import Hint
-from pytest_nanstab.attribution.lost import Lost, LostIntegers
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
-from pytest_nanstab.watching.counters import Counters, Stopped
+from pytest_nanstab.watching.counter_judge import CounterJudge
 from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
@@ -87,10 +86,7 @@ class Region:
         measured = options.headroom or "min_headroom_bits" in options.limits
         self.headroom = Headroom(self.names, self._is_measured) if measured else None
         self._underflow = Underflow(self.names) if measured else None
-        self.counters = Counters(self.names) if options.dense else None
-        self._proof: LostIntegers | None = None
-        self._wanted_proof: LostIntegers | None = None
-        self._suspects: list[Stopped] = []
+        self.counters = CounterJudge(self) if options.dense else None
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
         self._stuck = Stuck() if options.track_parameters else None
         self.details = Details(self.run, self.names) if options.details else None
@@ -172,7 +168,8 @@ class Region:
 
     def _suspend(self) -> None:
         self.active = False
-        self._end_proof()
+        if self.counters is not None:
+            self.counters.suspend()
         if self.tracing is not None:
             self.tracing.stop()
         self.outputs.remove()
@@ -319,8 +316,8 @@ class Region:
         try:
             self._inspect(optimizer)
         finally:
-            if self._proof is not self._wanted_proof:  # here, where the modes are the user's
-                self._begin_proof()
+            if self.counters is not None:
+                self.counters.arrange()
 
     @torch_private.past_modes
     def _inspect(self, optimizer: Optimizer) -> None:
@@ -335,9 +332,9 @@ class Region:
             self.details.stepping(optimizer, norm.parameters, scale, loss_scale)
         self.gradients.judge(optimizer, norm, scale)
         if self.headroom is not None:
-            self._measure(self.headroom, optimizer, norm.parameters, scale)
+            self._measure(self.headroom, norm.parameters, scale)
         if self.counters is not None:
-            self._judge_counters(self.counters, optimizer)
+            self.counters.judge(optimizer)
         if self._updates is not None:
             self._updates.remember(norm.parameters)
         if self._stuck is not None:
@@ -364,47 +361,27 @@ class Region:
         """Whether headroom is measured in the step under way."""
         return self.options.dense or self.run.steps + 1 >= self.due
 
-    def _measure(self, headroom: Headroom, optimizer: Optimizer, parameters: list[Tensor], scale: float) -> None:
+    def _measure(self, headroom: Headroom, parameters: list[Tensor], scale: float) -> None:
         __tracebackhide__ = True
-        headroom.step(parameters)
         if self._underflow is not None and self._underflow.is_due(self.run.steps):
-            self._underflow.step(optimizer, parameters, scale)
+            self._underflow.look([p for p in parameters if not headroom.has_arrived(p)], scale)
+        headroom.step(parameters, scale)
+        self._judge_headroom(headroom)
+
+    def gradients_arrived(self, parameters: list[Tensor], scale: float) -> None:
+        """A backward has left these gradients, multiplied by a loss scale, and nothing has clipped them yet."""
+        if self.details is not None:
+            self.details.arrived(parameters, scale)
+        if self.headroom is not None:
+            if self._underflow is not None and self._underflow.is_due(self.run.steps + 1):
+                self._underflow.look(parameters, scale)
+            self.headroom.arrived(parameters, scale)
+
+    def _judge_headroom(self, headroom: Headroom) -> None:
+        __tracebackhide__ = True
         bound, least = self.options.limits.get("min_headroom_bits"), headroom.least()
         if bound is not None and least is not None and verdicts.broken(bound, least.bits, below=True):
             self.report(verdicts.headroom(bound, least, self.run.steps, user_spot(2)))
-
-    def _judge_counters(self, counters: Counters, optimizer: Optimizer) -> None:
-        """Counters that seem to have stopped are watched for some steps: an addition that is lost proves it."""
-        __tracebackhide__ = True
-        proved = [(stopped, lost) for stopped in self._suspects if (lost := self._proved(stopped)) is not None]
-        self._suspects = [s for s in self._suspects if s not in [stopped for stopped, _ in proved] and s.is_awaited()]
-        new = counters.look(self.run.steps, optimizer)
-        self._suspects += new
-        if new:
-            held = [tensor for stopped in self._suspects if (tensor := stopped.tensor()) is not None]
-            self._wanted_proof = LostIntegers(held, passes=False)
-        elif not self._suspects:
-            self._wanted_proof = None
-        if self._suspects:
-            counters.active.append("the steps that prove it")
-        for stopped, lost in proved:
-            self.report(verdicts.stopped_counter(self.run.steps, stopped, lost.spot))
-
-    def _proved(self, stopped: Stopped) -> Lost | None:
-        tensor = stopped.tensor()
-        return None if tensor is None or self._proof is None else self._proof.stored_in(tensor)
-
-    def _begin_proof(self) -> None:
-        if self._proof is not None:
-            torch_private.drop_mode(self._proof)
-        self._proof = self._wanted_proof if self.active else None
-        if self._proof is not None:
-            torch_private.add_mode(self._proof)
-
-    def _end_proof(self) -> None:
-        self._wanted_proof = None
-        self._suspects = []
-        self._begin_proof()
 
     @torch_private.past_modes
     def _after_step(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -469,6 +446,9 @@ class Region:
     def _judge_end(self) -> None:
         __tracebackhide__ = True
         self.losses.finish()
+        if self.headroom is not None:
+            self.headroom.finish([p for norm in self.state.norms.values() for p in getattr(norm, "parameters", ())])
+            self._judge_headroom(self.headroom)
         self.state.judge_all()
         self.gradients.finish()
 
@@ -493,5 +473,5 @@ class Region:
         self.gradients = GradientJudge(self)
         self._copies.clear()
         if self.counters is not None:
-            self.counters.forget()
+            self.counters.counters.forget()
         self._updates = Updates() if self._updates is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from pytest_nanstab.watching.names import Names
 _FORMATS = {torch.float16: (-14, -24), torch.bfloat16: (-126, -133)}
 _LOW, _HIGH = -1074, 1025  # of float64, as `torch.frexp` counts: 2**(e - 1) <= |x| < 2**e
 _SAMPLED = 4096  # values of one gradient: shares are told to a percent
-# A parameter whose largest gradient is so far below the largest of all has rounding noise: a bias in front of a batch
-# norm, that of the keys of a softmax.
+# A value so far below the largest of its parameter is rounding noise, and so is a parameter so far below the largest of
+# all: a bias in front of a batch norm, that of the keys of a softmax, packed with others or by itself.
 _NOISE_BITS = 20
 _LOSS = 0.01  # what a loss scale may leave below the smallest subnormal number
 
@@ -27,8 +27,8 @@ _LOSS = 0.01  # what a loss scale may leave below the smallest subnormal number
 class Underflow:
     """The distribution of gradient magnitudes over powers of two, by parameter, at steps 1, 2, 4, 8 ...
 
-    At most 4096 evenly spread values of each gradient are looked at; zeros count for nothing, nor does a parameter
-    whose largest gradient is 20 bits below the largest of all.
+    At most 4096 evenly spread values of each gradient are looked at; zeros count for nothing, nor does what is 20 bits
+    below the largest of its parameter, or a parameter whose largest is 20 bits below the largest of all.
     """
 
     def __init__(self, names: Names) -> None:
@@ -40,18 +40,19 @@ class Underflow:
         """Whether a step is looked at: distributions drift slowly, and looking costs."""
         return step & (step - 1) == 0
 
-    def step(self, optimizer: Any, parameters: Sequence[Tensor], scale: float) -> None:
-        """Look at the gradients an optimizer is about to take; `scale` is what its own kernel takes off them."""
+    def look(self, parameters: Iterable[Tensor], scale: float) -> None:
+        """Look at gradients as a backward has left them; `scale` multiplies them."""
         with torch_private.unseen():
             for parameter in parameters:
                 values = None if parameter.grad is None else measure.plain(parameter.grad)
                 if values is not None:
-                    self._add(self._names.label(optimizer, parameter), values, scale)
+                    self._add(self._names.path(parameter), values, scale)
 
     def _add(self, name: str, values: Tensor, scale: float) -> None:
         flat = values.reshape(-1)
         sample = flat[:: math.ceil(flat.numel() / _SAMPLED)].double() / scale
-        measured = sample[torch.isfinite(sample) & (sample != 0)].cpu()
+        sizes = sample.abs()[torch.isfinite(sample)].cpu()
+        measured = sizes[sizes > (sizes.max() if sizes.numel() else 0) * 2.0**-_NOISE_BITS]
         exponents = torch.frexp(measured).exponent.long() - _LOW
         counts = torch.bincount(exponents, minlength=_HIGH - _LOW).double() * (flat.numel() / sample.numel())
         self._counts[name] = self._counts[name] + counts if name in self._counts else counts
@@ -106,5 +107,5 @@ def _scales(counts: dict[str, Tensor], subnormal: int, room: float) -> list[floa
     total = torch.stack([*counts.values()]).sum(0)
     shares = torch.cumsum(total, 0) / total.sum()
     smallest = _LOW + int(torch.count_nonzero(shares <= _LOSS))  # values from 2**(smallest - 1) on are to be kept
-    low, high = max(0, subnormal - smallest + 1), math.floor(room)
+    low, high = max(0, subnormal - smallest + 1), min(math.floor(room), 127)  # a scale is a float32 itself
     return [2.0**low, 2.0**high] if low <= high else None
