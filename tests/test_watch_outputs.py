@@ -701,3 +701,59 @@ def test_the_finding_tells_what_the_output_looks_like():
     assert (finding.evidence["nan"], finding.evidence["of"]) == (4, 8)
     assert finding.evidence["first_index"] == [1, 0]
     assert recorded(lambda: loss_of(mlp(), ONES, torch.ones(2, 1))) == []
+
+
+# --- tests that break a module on purpose
+
+BREAKING = """
+import torch
+from torch import nn
+
+def broken_by(init):
+    layer = nn.Linear(3, 2)
+    with torch.no_grad():
+        init(layer.weight)
+    return layer
+
+def test_a_broken_weight_is_refused():
+    layer = nn.Linear(3, 2)
+    layer.weight.data.fill_(float("inf"))
+    assert not torch.isfinite(layer(torch.zeros(1, 3))).all()
+
+def test_a_weight_that_init_broke():
+    layer = broken_by(lambda weight: weight.div_(weight.sum() - weight.sum()).sub_(weight))
+    assert layer(torch.ones(1, 3)).shape == (1, 2)
+
+def test_training_on_it():
+    layer = nn.Linear(3, 2)
+    layer.weight.data.fill_(float("nan"))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+
+def test_the_gradients_of_an_empty_batch():
+    layer = nn.Linear(3, 2)
+    layer(torch.zeros(0, 3)).abs().mean().backward()
+    assert not layer.weight.grad.any()
+
+def test_an_empty_batch_that_is_stepped_with():
+    layer = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.zeros(0, 3)).abs().mean().backward()
+    optimizer.step()
+"""
+
+
+def test_what_a_test_breaks_itself_is_its_own_business(pytester):
+    """Weights set to inf where nothing is trained, an empty batch whose gradients nobody uses; no more than that."""
+    pytester.makepyfile(test_it=BREAKING)
+    result = pytester.runpytest_subprocess("--nanstab", "-p", "no:randomly", "-v")
+    result.stdout.fnmatch_lines(
+        [
+            "*test_a_broken_weight_is_refused PASSED*",
+            "*test_a_weight_that_init_broke FAILED*",
+            "*test_training_on_it FAILED*",
+            "*test_the_gradients_of_an_empty_batch PASSED*",
+            "*test_an_empty_batch_that_is_stepped_with FAILED*",
+        ]
+    )

@@ -18,6 +18,9 @@ RUNNER = f"{os.sep}_pytest{os.sep}"  # beyond it is whoever started pytest, the 
 _LIBRARY_PARTS = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
+_NONFINITE = frozenset({"inf", "+inf", "nan", "NaN", "Inf", "infinity", "Infinity"})
+
+
 @lru_cache(maxsize=4096)
 def is_user_file(filename: str) -> bool:
     """Whether a code object's file is the user's own: a real file in no library."""
@@ -36,6 +39,16 @@ def user_frame(depth: int = 1) -> FrameType | None:
             return None
         frame = frame.f_back
     return frame
+
+
+def put_in_by_the_test() -> bool:
+    """Whether the test that is running names NaN or infinity itself: `weight.data.fill_(float("inf"))`."""
+    frame: FrameType | None = sys._getframe(1)
+    outermost = None
+    while frame is not None and RUNNER not in frame.f_code.co_filename:
+        outermost = frame.f_code if is_user_file(frame.f_code.co_filename) else outermost
+        frame = frame.f_back
+    return outermost is not None and not _NONFINITE.isdisjoint({*outermost.co_names, *map(str, outermost.co_consts)})
 
 
 def variables_of(frame: FrameType) -> dict[str, Any]:

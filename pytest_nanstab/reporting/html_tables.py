@@ -164,7 +164,8 @@ def _parity_caption(given: Mapping[str, Any]) -> str:
     if given.get("eps") is not None:
         told.append(f"one rounding is {shown(given['eps'])}")
     if given.get("first") is not None:
-        told.append(f"first to deviate: {shown(given['first'])}")
+        where = "before" if given.get("before") is True else "in"
+        told.append(f"beyond rounding first {where} {shown(given['first'])}")
     return ", ".join(told)
 
 

@@ -176,6 +176,8 @@ class LossJudge:
         steps = region.run.steps
         if carried is not None:
             what, name, tensor = carried
+            if call.is_meant and not (region.options.dense or steps or region.backwards):
+                return  # nothing was trained, and the test's own code speaks of NaN or infinity
             if what == "buffer":
                 region.report(verdicts.buffer(steps, name, tensor, call.spot, "eval"), region.behind(tensor))
             else:
@@ -206,8 +208,14 @@ class LossJudge:
         leaves = {id(leaf) for leaf in pending.leaves}
         if leaves & known or self._region.gradients.clips.saw_nonfinite(leaves):
             self._region.run.skipped_steps += 1
+        # Bad data is a finding only when a step used it.
         elif pending.data is None and (call is None or call.input_path is None or call.input_computed):
-            # Bad data is a finding only when a step used it.
+            self._report_unused(pending)
+
+    def _report_unused(self, pending: PendingLoss) -> None:
+        """The mean of an empty batch is NaN and its gradients are 0: a test that looks at gradients alone may want it."""
+        __tracebackhide__ = True
+        if self._region.options.dense or self._region.run.steps or not pending.left_finite():
             self._report(pending, Hint(spot=pending.spot))
 
     def forget(self) -> None:

@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from pytest_nanstab.attribution.entered import Entered, entered_from
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.attribution.source import put_in_by_the_test, user_spot
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.pending import nodes_of
 
@@ -65,6 +65,7 @@ class Call:
         self.input_path, self.input_facts, self.input_computed = bad_input(args, kwargs)
         self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
         self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
+        self.is_meant = put_in_by_the_test()
         self.made: Made | None = None  # the traced operation behind the output
         self._output = output
 

@@ -71,6 +71,11 @@ class PendingLoss:
         parameters = [trace for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
         return not any(trace.remains() for trace in mine or parameters or self._touched)
 
+    def left_finite(self) -> bool:
+        """Whether every gradient that it has left is finite."""
+        seen = [None if trace.leaf.grad is None else extent(trace.leaf.grad) for trace in self._touched]
+        return all(found is None or found.finite for found in seen)
+
     def broke_parameters(self) -> bool:
         """Whether a tensor that got a gradient from it is not finite now: something has used that gradient."""
         seen = [extent(trace.leaf) for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
