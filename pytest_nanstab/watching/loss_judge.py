@@ -213,7 +213,7 @@ class LossJudge:
             self._report_unused(pending)
 
     def _report_unused(self, pending: PendingLoss) -> None:
-        """The mean of an empty batch is NaN and its gradients are 0: a test that looks at gradients alone may want it."""
+        """The mean of an empty batch is NaN, its gradients are 0: a test that looks at gradients alone may want it."""
         __tracebackhide__ = True
         if self._region.options.dense or self._region.run.steps or not pending.left_finite():
             self._report(pending, Hint(spot=pending.spot))
