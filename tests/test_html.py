@@ -67,7 +67,7 @@ def test_a_finding_has_source_cause_remedy_and_command(full):
         "and 15 more",
         "float16 25 % 3 % embed.weight: 50 % become 0 2^10 to 2^16",
         "bfloat16 0 % 0 % embed.weight: 0 % become 0 none needed",
-        "Parity: bf16-mixed against 64-true, the loss deviates by 0.012, one rounding is 0.0039, beyond rounding first in net",
+        "64-true, the loss deviates by 0.012, one rounding is 0.0039, beyond rounding first in net",
         "net.1 (first) LayerNorm 0.3 0.002 no",
         "layer shape scheme expected std verdict net.0.weight 4x4 none too small",
         "min_headroom_bits 4 call",
