@@ -136,7 +136,41 @@ def several_losses() -> None:
     optimizer.step()
 
 
+class ByParts:
+    """A trainer whose backward has returned when the step is made."""
+
+    def __init__(self) -> None:
+        self.net, self.optimizer = model()
+
+    def loss(self, out: Tensor) -> Tensor:
+        return torch.log(out - out).sum()  # here
+
+    def train_step(self, batch: Tensor) -> Tensor:
+        out = self.net(batch)
+        loss = self.loss(out)
+        loss.backward()
+        return loss
+
+    def two_functions(self) -> None:
+        self.optimizer.zero_grad()
+        self.train_step(torch.ones(2, 3))
+        self.optimizer.step()
+
+    def inside_a_closure(self) -> None:
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            return self.train_step(torch.ones(2, 3))
+
+        self.optimizer.step(closure)
+
+    def without_a_step(self) -> None:
+        self.train_step(torch.ones(2, 3))
+
+
 LOOPS = [
+    ByParts().two_functions,
+    ByParts().inside_a_closure,
+    ByParts().without_a_step,
     inline,
     in_a_helper,
     Trainer().fit,

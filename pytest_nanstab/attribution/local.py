@@ -48,12 +48,14 @@ class Hint:
         call: (module, arguments, keyword arguments) of an outermost call whose output is bad.
         leaves: the tensors whose gradients are bad.
         closure: the function that an optimizer has called to compute the loss.
+        frames: the user's functions that were running at the `backward()`, the innermost first.
     """
 
     spot: tuple[str, int] | None = None
     call: tuple[nn.Module, Any, Any] | None = None
     leaves: Sequence[Tensor] = ()
     closure: Any = None
+    frames: Sequence[FrameType] = ()
 
 
 def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
@@ -168,7 +170,11 @@ def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
 
 def _slices(hint: Hint) -> Iterator[slices.Slice]:
     """The statements that computed the loss, in the function that differentiated it or in the one that handed it on."""
-    scopes = list(_scopes(hint))
+    for frames in (hint.frames, list(user_frames())):
+        yield from _slices_of(hint, list(_scopes(hint, frames)))
+
+
+def _slices_of(hint: Hint, scopes: Sequence[slices.Scope]) -> Iterator[slices.Slice]:
     lines = [_line_of_loss(scope, hint) for scope in scopes]
     if not any(lines):  # the function that called `backward` has returned: somebody's engine, or a helper
         lines = [slices.line_of_backward(scope) for scope in scopes]
@@ -184,12 +190,12 @@ def _slices(hint: Hint) -> Iterator[slices.Slice]:
             yield found
 
 
-def _scopes(hint: Hint) -> Iterator[slices.Scope]:
-    """The user's functions that are running, the innermost first, and a closure that has just returned."""
+def _scopes(hint: Hint, frames: Sequence[FrameType]) -> Iterator[slices.Scope]:
+    """The user's functions, the innermost first, and before them a closure that has just returned."""
     closure = None if hint.closure is None else slices.scope_of_function(hint.closure)
     if closure is not None:
         yield closure
-    for frame in _user_frames():
+    for frame in frames:
         yield slices.scope_of_frame(frame)
 
 
@@ -245,7 +251,8 @@ def _behind_gradient(trace: LocalTrace, loss: Any, leaves: Sequence[Tensor]) -> 
             leaf.grad = gradient
 
 
-def _user_frames() -> Iterator[FrameType]:
+def user_frames() -> Iterator[FrameType]:
+    """The user's functions that are running, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and RUNNER not in frame.f_code.co_filename:
         if is_user_file(frame.f_code.co_filename):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pytest_nanstab.attribution.local import Hint
+from pytest_nanstab.attribution.local import Hint, user_frames
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.outputs import Call
@@ -62,6 +62,7 @@ class LossJudge:
         pending.batch = region.context.get("batch")
         pending.data = region.outputs.bad_data()
         pending.made = region.behind(tensors)
+        pending.frames = list(user_frames())
         pending.watch_clearing(self._clearing)
         region.alert = True
 
@@ -117,7 +118,7 @@ class LossJudge:
         pending = self._region.pending
         used = None if pending is None else pending.used_by(parameters)
         if pending is not None and used:
-            self._report(pending, Hint(spot=pending.spot))
+            self._report(pending, Hint(spot=pending.spot, frames=pending.frames))
         elif used is False:
             self._discard()
 
@@ -216,7 +217,7 @@ class LossJudge:
         """The mean of an empty batch is NaN, its gradients are 0: a test that looks at gradients alone may want it."""
         __tracebackhide__ = True
         if self._region.options.dense or self._region.run.steps or not pending.left_finite():
-            self._report(pending, Hint(spot=pending.spot))
+            self._report(pending, Hint(spot=pending.spot, frames=pending.frames))
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""

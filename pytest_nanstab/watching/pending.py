@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,7 @@ class PendingLoss:
         # (field, module, facts) of bad data it was computed from.
         self.data: tuple[str, str, dict[str, Any]] | None = None
         self.made: Made | None = None  # the traced operation behind it
+        self.frames: list[FrameType] = []  # the user's functions that computed it: they may have returned by the step
         self.cleared = False
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
             (leaf, leaf.grad, _version(leaf.grad)) for leaf in {id(c): c for c in candidates}.values()

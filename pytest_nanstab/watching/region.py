@@ -205,12 +205,12 @@ class Region:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Judge nothing for the block: what runs in it is not the user's."""
-        self.active = False
+        was_active, self.active = self.active, False
         try:
             with self.outputs.at_rest():
                 yield
         finally:
-            self.active = True
+            self.active = was_active
 
     def report(self, finding: Finding, made: Made | None = None, hint: Hint | None = None) -> None:
         """Record a finding, and raise it where the region raises. Only the first non-finite one is a root cause.
@@ -244,7 +244,7 @@ class Region:
     def _explained_here(self, finding: Finding, hint: Hint | None) -> Finding:
         if self.tracing is not None or not self.options.explain:
             return finding
-        at_hand = hint is not None and self.active
+        at_hand = hint is not None and (self.active or hint.frames)
         told = local.explained(self, finding, hint) if hint is not None and at_hand else local.advised(finding)
         if not (self.options.defers and plan.is_deferred()):
             return told
