@@ -310,11 +310,11 @@ def _run(item: pytest.Item, outcome: _Outcome) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - it is the user's, and it is judged
         outcome.error = error
-        if not list(carried(error)):
-            outcome.trouble = _trouble(error)
     kept = getattr(item, "_excinfo", None)  # what unittest caught on pytest's behalf
     if outcome.error is None and kept:
         outcome.error = kept[0].value
+    if outcome.error is not None and not list(carried(outcome.error)):
+        outcome.trouble = _trouble(outcome.error)
 
 
 def _trouble(error: BaseException) -> str:
