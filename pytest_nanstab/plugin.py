@@ -1,6 +1,7 @@
 """The pytest hooks. Standard library and pytest only: nothing here may import torch, numpy or hypothesis.
 
-What only checked tests need is imported when there is one: a session without any pays for its settings alone.
+What only checked tests need is imported when there is one: a session without any pays for its settings alone. Names are
+imported, not modules: a session inside a session forgets modules, and the package would still hold the forgotten ones.
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if _WRONG in item.stash:
         pytest.fail(item.stash[_WRONG], pytrace=False)
     if _is_checked(item) and not _is_suite(item):
-        from pytest_nanstab import replay
+        from pytest_nanstab.replay import remember
 
-        replay.remember(item)
+        remember(item)
 
 
 def _is_suite(item: pytest.Item) -> bool:
@@ -166,10 +167,10 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     watch = _watch_of(item)
     if watch is None:
         return (yield)
-    from pytest_nanstab import replay
+    from pytest_nanstab.replay import deferring, remember_shared
 
-    replay.remember_shared(item)
-    with replay.deferring(item):
+    remember_shared(item)
+    with deferring(item):
         return (yield from _watched(item, watch))
 
 
@@ -236,9 +237,9 @@ def pytest_fixture_setup(
     """Note what a fixture constructs, and that one of a wider scope is no part of what a rerun repeats."""
     if "pytest_nanstab.replay" not in sys.modules:  # nothing has been remembered that a rerun would start from
         return (yield)
-    from pytest_nanstab import replay
+    from pytest_nanstab.replay import fixture_around
 
-    with replay.fixture_around(request.config, fixturedef.scope):
+    with fixture_around(request.config, fixturedef.scope):
         return (yield)
 
 
@@ -247,9 +248,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     """Raise what a fixture's end raised before the test was run once more."""
     result = yield
     if "pytest_nanstab.replay" in sys.modules:
-        from pytest_nanstab import replay
+        from pytest_nanstab.replay import raise_kept
 
-        replay.raise_kept(item)
+        raise_kept(item)
     return result
 
 
@@ -261,10 +262,10 @@ def pytest_runtest_makereport(
     # A test that is not checked may use `watch` or the assertions: their errors are loaded then.
     if not _is_checked(item) and "pytest_nanstab.errors" not in sys.modules:
         return (yield)
-    from pytest_nanstab import replay
     from pytest_nanstab.records import attach, tidy
+    from pytest_nanstab.replay import explain
 
-    replay.explain(item, call)
+    explain(item, call)
     tidy(call)
     report = yield
     attach(item, call, report)

@@ -251,6 +251,8 @@ for step, batch in zip(range(15), batches):
         see("parameter", name, parameter)
         see("gradient", name, parameter.grad)
     optimizer.step()
+for name, parameter in model.named_parameters():
+    see("parameter", name, parameter)
 print(json.dumps({key: math.log2(torch.finfo(torch.float32).max / value) for key, value in largest.items()}))
 """
 

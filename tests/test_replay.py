@@ -127,6 +127,21 @@ def test_after(): assert CALLS == ["up", "down"] * 2
     assert findings(pytester)["test_broken"][0]["op"] == "sqrt backward"
 
 
+def test_a_rerun_that_hypothesis_refuses_says_so(pytester):
+    """It wants the same TestCase, which a rerun makes anew: no word of a test that is not deterministic."""
+    body = """
+from hypothesis import given, settings, strategies as st
+@pytest.mark.nanstab
+class TestOld(unittest.TestCase):
+    @settings(max_examples=5, database=None, deadline=None)
+    @given(st.integers(0, 3))
+    def test_broken(self, value): fit(network())
+"""
+    assert ran(pytester, body).outcomes == {"TestOld::test_broken": "failed"}
+    (found,) = findings(pytester)["test_broken"]
+    assert found["op"] is not None or "ended in" in found["evidence"]["note"]
+
+
 def test_examples_of_hypothesis(pytester):
     """The smallest failing example is repeated, not the search."""
     body = """
