@@ -24,6 +24,7 @@ def on_terminal(folder: Path, *arguments: str, columns: int = 80, typed: str = "
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in _DECIDES}
     environment |= {"TERM": "xterm", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1", **variables}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the same conftest.py with another number, in the same second
     command = [sys.executable, "-m", "pytest", "-p", "nanstab", "-W", "error", *arguments]
     process = subprocess.Popen(command, cwd=folder, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
