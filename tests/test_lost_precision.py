@@ -436,3 +436,15 @@ def test_the_headroom_item_of_a_suite_owns_it(pytester):
             "lost-precision  *test_counts.py:11",
         ]
     )
+
+
+def test_a_proof_that_breaks_is_no_matter_of_the_users(monkeypatch):
+    """Whatever goes wrong in looking, the training goes on, and nothing is proved."""
+
+    def broken(*_):
+        raise RuntimeError("an unknown kind of tensor")
+
+    monkeypatch.setattr("pytest_nanstab.attribution.lost.place_of_call", broken)
+    model = Counting("in_place", torch.bfloat16, start=240.0)
+    assert found_in(model, 40) == []
+    assert model.seen == 256

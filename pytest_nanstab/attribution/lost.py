@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,9 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         lasting: tensors that outlive the pass: buffers and attributes of modules.
         passes: whether sums, cumulated sums and ranges within the pass are looked at too.
+
+    Attributes:
+        failed: the error that ended the looking.
     """
 
     def __init__(self, lasting: Iterable[Tensor], *, passes: bool = True) -> None:
@@ -74,6 +77,7 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ranges: set[int] = set()  # memory of whole positions
         self._kept: list[Tensor] = []  # memory that is used again would stand for two results
         self._found: dict[tuple[Spot | None, str], Lost] = {}
+        self.failed: Exception | None = None
 
     @property
     def found(self) -> list[Lost]:
@@ -97,15 +101,27 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        about = operations.describe(func)
-        name = about.name
-        before = args[0].detach().clone() if name in _ADDITIONS and _may_sum(args[0]) else None
-        exact = None if before is None else _exact(func, before, args, kwargs)
+        name = operations.describe(func).name
+        summed = self._guarded(_before_and_exact, func, args, kwargs) if name in _ADDITIONS else None
         result = func(*args, **kwargs)
+        self._guarded(self._look, name, args, kwargs, result, summed)
+        return result
+
+    def _guarded(self, look: Callable[..., Any], *args: Any) -> Any:
+        """Look, and never let a tensor of an unknown kind break the user's step: what is not seen proves nothing."""
+        if self.failed is not None:
+            return None
+        try:
+            return look(*args)
+        except Exception as error:  # noqa: BLE001 - kept
+            self.failed = error
+            return None
+
+    def _look(self, name: str, args: Any, kwargs: Any, result: Any, summed: tuple[Tensor, Tensor] | None) -> None:
         if not isinstance(result, Tensor) or result.dtype not in PRECISION or not 0 < result.numel() <= _MOST:
             self._note_integers(name, args, result)
-        elif before is not None and exact is not None:
-            self._added(name, before, _key(args[0]), exact, result)
+        elif summed is not None:
+            self._added(name, *summed, _key(args[0]), result)
         elif name in _CAPS:
             self._capped(name, args, kwargs, result)
         elif name == "copy":
@@ -115,11 +131,10 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._cast(args[0], result)
         elif self._passes and name in ("cumsum", "arange"):
             self._ranged(name, args, result)
-        return result
 
     # -- additions, and where their results go
 
-    def _added(self, name: str, before: Tensor, key: int | None, exact: Tensor, result: Tensor) -> None:
+    def _added(self, name: str, before: Tensor, exact: Tensor, key: int | None, result: Tensor) -> None:
         spot, of_result = place_of_call()[0].spot, _key(result)
         if key is None or of_result is None or before.shape != result.shape or exact.shape != result.shape:
             return
@@ -217,18 +232,21 @@ def _may_sum(value: Any) -> bool:
     )
 
 
-def _exact(func: Any, before: Tensor, args: Any, kwargs: Any) -> Tensor | None:
-    """The same operation in float64; None for operands that cannot be widened."""
+def _before_and_exact(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """What is added to, and the result in float64; None for operands that are no small sum or cannot be widened."""
+    if not _may_sum(args[0]):
+        return None
 
     def widened(value: Any) -> Any:
         return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
+    before = args[0].detach().clone()
     try:
         others, named = pytree.tree_map(widened, (list(args[1:]), dict(kwargs)))
         result = func(before.double(), *others, **named)
     except Exception:  # noqa: BLE001 - operands of an unknown kind: nothing is said about their sum
         return None
-    return result if isinstance(result, Tensor) and result.dtype is torch.float64 else None
+    return (before, result) if isinstance(result, Tensor) and result.dtype is torch.float64 else None
 
 
 def _swallowed(before: Tensor, exact: Tensor, result: Tensor) -> Tensor:

@@ -131,9 +131,10 @@ class Counters:
     def _follow(self, holder: _Holder, step: int) -> Stopped | None:
         name, store, key = holder
         tensor = _held(store, key)
-        if tensor is None or name in self._dropped or not _may_count(tensor, PRECISION):
+        values = None if tensor is None or name in self._dropped else measure.plain(tensor)
+        if tensor is None or values is None or not _may_count(tensor, PRECISION):
             return None
-        now = tensor.detach().double().cpu().flatten()
+        now = values.double().cpu().flatten()
         trace = self._traces.get(name)
         if not bool(torch.isfinite(now).all()) or bool((now != now.round()).any()):
             self._dropped.add(name)
