@@ -39,7 +39,7 @@ PLAIN = "plain"
 WAYS: dict[str, tuple[str, ...]] = {PLAIN: ("-p", "no:nanstab"), "plugin": (), "flag": ("--nanstab",)}
 FRAME = re.compile(r"^.*pytest_nanstab/\S+\.py:\d+: (?!NonFiniteError|StabilityError).*$", re.MULTILINE)
 SUMMARY = re.compile(r"^(?=.*\d+ (?:passed|failed|skipped|error|deselected))=*\s*(.*?) in [\d.]+s.*$", re.MULTILINE)
-ADDRESS = re.compile(r"0x[0-9a-f]+|/tmp/\S+|[\d.e-]+ ?m?s\b")
+ADDRESS = re.compile(rf"0x[0-9a-f]+|{re.escape(tempfile.gettempdir())}/\S+|[\d.e-]+ ?m?s\b")
 ENDED = (0, 1)
 SHOWN = 300
 

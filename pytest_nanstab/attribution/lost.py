@@ -102,7 +102,8 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = operations.describe(func).name
-        summed = self._guarded(_before_and_exact, func, args, kwargs) if name in _ADDITIONS else None
+        is_sum = name in _ADDITIONS and (name != "index_put" or (len(args) > 3 and args[3]))  # else it overwrites
+        summed = self._guarded(_before_and_exact, func, args, kwargs) if is_sum else None
         result = func(*args, **kwargs)
         self._guarded(self._look, name, args, kwargs, result, summed)
         return result
@@ -154,9 +155,7 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _lose(self, lost: Lost, key: int, of_result: int, grown: int) -> None:
         if key in self._lasting:
-            self._lost[of_result] = lost
-            if of_result == key:
-                self._add(lost)
+            self._lost[of_result] = lost  # a bound may still follow: what is stored in the end counts
         elif self._passes and grown >= _GROWN:
             lost.kind = "sum"
             self._add(lost)
@@ -170,7 +169,6 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._copied(args[0], result)
         elif _key(result) == _key(args[0]):
             self._lost.pop(_key(args[0]) or 0)
-            self._found.pop((lost.spot, lost.op), None)
 
     def _copied(self, source: Any, target: Tensor) -> None:
         lost = self._lost.get(_key(source) or 0) if isinstance(source, Tensor) else None
@@ -179,8 +177,6 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._kept.append(target)
         self._lost[key] = lost
-        if key in self._lasting:
-            self._add(lost)
 
     # -- positions
 
