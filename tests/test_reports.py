@@ -326,7 +326,7 @@ def test_report_is_strict_json(tmp_path):
         findings=[finding(evidence={"value": -math.inf, "shape": (2, 3), "lone": "\ud800"})],
     )
     report = model.build([bad], {"python": "3.11"})
-    model.write_json(tmp_path / "new" / "folder" / "out.json", report)
+    model.write_text(tmp_path / "new" / "folder" / "out.json", model.json_text(report))
     read = strict(tmp_path / "new" / "folder" / "out.json")
     assert list(read) == ["schema", "environment", "tests", "summary"]
     assert read["schema"] == 1
@@ -338,23 +338,23 @@ def test_report_is_strict_json(tmp_path):
 def test_report_refuses_raw_nan(tmp_path):
     """The control: data that did not go through `build` cannot smuggle NaN into the file, and leaves the old one."""
     path = tmp_path / "out.json"
-    model.write_json(path, {"x": 1})
+    model.write_text(path, model.json_text({"x": 1}))
     with pytest.raises(ValueError, match="not JSON compliant"):
-        model.write_json(path, {"x": math.nan})
+        model.write_text(path, model.json_text({"x": math.nan}))
     assert strict(path) == {"x": 1}
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     """When the rename fails, the old file stays and no temporary one is left."""
     path = tmp_path / "out.json"
-    model.write_json(path, {"x": 1})
+    model.write_text(path, model.json_text({"x": 1}))
 
     def refuse(*args):
         raise OSError("disk gone")
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(OSError, match="disk gone"):
-        model.write_json(path, {"x": 2})
+        model.write_text(path, model.json_text({"x": 2}))
     assert strict(path) == {"x": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -79,22 +79,17 @@ class LostIntegers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._found: dict[tuple[Spot | None, str], Lost] = {}
         self.failed: Exception | None = None
 
-    @property
-    def found(self) -> list[Lost]:
-        """What is meant to go on and cannot, each line once."""
-        return list(self._found.values())
-
     def stored_in(self, tensor: Tensor) -> Lost | None:
         """The lost addition whose result a tensor holds now."""
         return self._lost.get(_key(tensor) or 0)
 
     def conclude(self, lasting: Iterable[Tensor]) -> list[Lost]:
-        """All that is found, with what attributes hold that were given a new tensor in the pass."""
+        """What is meant to go on and cannot, each line once; `lasting` as it is after the pass."""
         for tensor in lasting:
             lost = self.stored_in(tensor)
             if lost is not None:
                 self._add(lost)
-        return self.found
+        return list(self._found.values())
 
     def _add(self, lost: Lost) -> None:
         self._found.setdefault((lost.spot, lost.op), lost)

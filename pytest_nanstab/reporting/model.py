@@ -214,14 +214,6 @@ def report_format(path: str | os.PathLike[str]) -> str:
     return suffix[1:]
 
 
-def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
-    """Write `report` as strict JSON; readers see the old file or the whole new one. Creates the folders above it.
-
-    Raises `ValueError` for numbers that are not finite, and whatever the file system raises.
-    """
-    write_text(path, json_text(report))
-
-
 def json_text(report: Mapping[str, Any]) -> str:
     """The text of the JSON file; `ValueError` for numbers that are not finite."""
     return json.dumps(report, allow_nan=False, indent=1) + "\n"
