@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
+from pytest_nanstab.ranks.place import is_first
 from pytest_nanstab.settings import SETTINGS
 
 _WORKER_KEY = "nanstab_environment"
@@ -37,7 +39,7 @@ class Collector:
 
     def pytest_sessionfinish(self) -> None:
         """Write the reports."""
-        if not self._settings.reports or self._config.getoption("collectonly"):
+        if not self._settings.reports or self._config.getoption("collectonly") or not is_first():
             return
         from pytest_nanstab.reporting import model
 
@@ -63,7 +65,7 @@ class Collector:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Print the section, and where the reports are."""
-        if self._records:
+        if self._records and is_first():
             from pytest_nanstab.reporting.terminal import write_summary
 
             write_summary(terminalreporter, list(self._records.values()), headroom=self._settings.headroom)
@@ -71,6 +73,14 @@ class Collector:
             terminalreporter.write_line(line)
         for line in self._failed:
             terminalreporter.write_line(line, red=True, bold=True)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Of several ranks, let the one that reports end first."""
+        if "pytest_nanstab.ranks.group" in sys.modules:
+            from pytest_nanstab.ranks.group import leave_together
+
+            leave_together()
 
 
 def _write_report(path: str, report: dict[str, Any]) -> None:

@@ -17,10 +17,12 @@ import pytest
 
 from pytest_nanstab.arrival import Arrival, torch_is_here
 from pytest_nanstab.errors import StabilityError
+from pytest_nanstab.ranks.place import command
 from pytest_nanstab.settings import ItemSettings
 
 if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
+    from pytest_nanstab.ranks.group import Group
     from pytest_nanstab.watching.region import Region
     from pytest_nanstab.watching.run import Run
 
@@ -43,6 +45,7 @@ class ItemWatch:
     Attributes:
         findings: what the test failed with, or is told about; set on leaving.
         is_open: whether the test's code is running.
+        shares: whether what is found is exchanged with other ranks at the end.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ItemWatch:
         self._failures: list[BaseException] = []
         self._arrival = Arrival(self._open)
         self.is_open = False
+        self.shares = True
 
     def __enter__(self) -> ItemWatch:
         self.is_open = True
@@ -117,6 +121,7 @@ class ItemWatch:
             headroom=self._headroom,
             explain=self._explain,
             defers=True,
+            shares=self._item.nodeid if self.shares else None,
         )
         self._region = Region(options, {"again": again(self._item, explicit=explicit)})
         _REGIONS.add(self._region)
@@ -134,16 +139,15 @@ class ItemWatch:
         """Judge what is only known at the end; raises for a test that has passed so far and should not."""
         __tracebackhide__ = True
         errors = [raised for raised in (error, *self._kept_errors()) if raised is not None]
-        before = len(region.findings)
         try:
-            region.finish(quiet=bool(errors) or self.mode != "explicit")
+            region.finish(quiet=bool(errors) or self.mode != "explicit", failed=bool(errors))
         except StabilityError as verdict:
             self.findings = verdict.findings
             raise
         if any(isinstance(raised, _SKIPS) for raised in errors):
             return
         # What an explicit test raised and caught itself is consumed; what watching only recorded is not.
-        recorded = region.findings[before if self.mode == "explicit" else 0 :]
+        recorded = region.late if self.mode == "explicit" else region.findings
         raised_with = list(carried(*errors))
         if self.mode == "explicit" and any(finding.is_nonfinite for finding in raised_with):
             # What the same fault has left behind is no news.
@@ -160,6 +164,11 @@ class ItemWatch:
     def explains(self) -> bool:
         """Whether a failing computation is repeated on the spot, and torch was watched at all."""
         return self._explain and self._region is not None
+
+    @property
+    def group(self) -> Group | None:
+        """The other ranks that have seen this test, if there are any."""
+        return None if self._region is None else self._region.ranks.group
 
     def differs_from(self, other: ItemWatch | None) -> str | None:
         """Where the losses of another run of the same test part from this one's; None while they are the same."""
@@ -221,7 +230,9 @@ def each_example(item: pytest.Item, start: Callable[[], ItemWatch]) -> Iterator[
 
         def run() -> Any:
             __tracebackhide__ = True
-            with start():
+            watch = start()
+            watch.shares = False  # how many examples there are, every rank decides for itself
+            with watch:
                 return inner(*args, **kwargs)
 
         # The last example that Hypothesis runs is the one it reports.
@@ -254,7 +265,7 @@ def again(item: pytest.Item, *, explicit: bool) -> str:
         path = str(item.config.rootpath / path)
     node = f"{path}{separator}{names}"
     quoted = shlex.quote(node) if any(char in node for char in '"$`\\!') else f'"{node}"'
-    return f"pytest {'' if explicit else '--nanstab '}{quoted}"
+    return command(f"pytest {'' if explicit else '--nanstab '}{quoted}")
 
 
 def limits_data(limits: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import random
 import sys
 import time
@@ -22,16 +23,19 @@ import pytest
 from pytest_nanstab.arrival import torch_is_here
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.items import WATCH, ItemWatch, again, carried, chain
+from pytest_nanstab.ranks.place import is_one_of_several
 from pytest_nanstab.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from pytest_nanstab.attribution.tracing import Tracing
     from pytest_nanstab.findings import Finding
+    from pytest_nanstab.ranks.group import Group
 
 _States = list[Callable[[], object]]
 _BEFORE = pytest.StashKey[_States]()
 _KNOWN = pytest.StashKey["list[tuple[Finding, Finding]]"]()
 _CURRENT = pytest.StashKey[pytest.Item]()
+_GROUP = pytest.StashKey["Group | None"]()
 _TEARDOWN = pytest.StashKey[BaseException]()
 EXAMPLE = pytest.StashKey["tuple[_States, Callable[[], object]]"]()
 # torch's own first seed: what a process that imports torch starts with.
@@ -49,6 +53,7 @@ def remember(item: pytest.Item) -> None:
     item.config.stash[_CURRENT] = item
     if wanted(item) and WATCH not in item.stash:
         item.stash[_BEFORE] = random_states()
+        item.stash[_GROUP] = _group()
 
 
 @contextmanager
@@ -66,7 +71,7 @@ def fixture_around(config: pytest.Config, scope: str) -> Iterator[None]:
     else:
         yield
     if scope != "function":
-        item.stash[_BEFORE] = random_states()
+        item.stash[_BEFORE], item.stash[_GROUP] = random_states(), _group()
 
 
 def remember_shared(item: pytest.Item) -> None:
@@ -97,7 +102,8 @@ def wanted(item: pytest.Item) -> bool:
     """Whether a failure of this item is to be explained by a rerun: by default that of explicit tests."""
     settings: Settings = item.config.stash[SETTINGS]
     explicit = item.get_closest_marker("nanstab") is not None
-    if settings.explain == "rerun":
+    # Among several ranks nothing can be repeated on the spot, and all of them can run a failed test again.
+    if settings.explain == "rerun" or (not settings.explain and is_one_of_several()):
         return explicit or settings.mode in ("all", "report")
     return not settings.explain and explicit
 
@@ -152,15 +158,34 @@ def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
         return
     if watch.has_failed_inside or "subtests" in getattr(item, "fixturenames", ()):
         return
+    kept = iter(watch.kept_errors())
     finding = next((f for f in watch.findings if _can_be_explained(f)), None)
+    trouble = None if watch.group is None else _trouble_with_ranks(item, watch.group, finding)
     if finding is not None:
-        told = _replayed(item, watch, finding, call.duration)
+        told = _replayed(item, watch, finding, call.duration) if trouble is None else _with(finding, note=trouble)
         watch.findings = tuple(told if f is finding else f for f in watch.findings)
         for raised in chain(error, *watch.kept_errors()):
             if isinstance(raised, StabilityError):
                 raised.retell(finding, told)
-    elif _is_about_bad_tensors(error or next(iter(watch.kept_errors()), None)) and not watch.findings:
+    elif watch.group is None and not watch.findings and _is_about_bad_tensors(error or next(kept, None)):
         watch.findings = _behind_assertion(item, watch, call.duration)
+
+
+def _trouble_with_ranks(item: pytest.Item, group: Group, finding: Finding | None) -> str | None:
+    """Why a rerun cannot have all the ranks it needs; None where it can."""
+    if item.stash[_GROUP] is not group or _group() is not group:
+        # torch's ranks find each other through keys that are in the store once, for the first group.
+        return "no rerun shows the operation: the test forms its process group itself, which works once in a process"
+    ready = finding is not None and group.agree(f"{item.nodeid} rerun", ready=True)
+    return None if ready else "no rerun shows the operation: not all ranks were ready for one"
+
+
+def _group() -> Group | None:
+    if not torch_is_here():
+        return None
+    from pytest_nanstab.ranks.group import current
+
+    return current()
 
 
 def _is_about_bad_tensors(error: BaseException | None) -> bool:
@@ -209,6 +234,8 @@ def _replayed(item: pytest.Item, watch: ItemWatch, finding: Finding, seconds: fl
 
 def _first_steps(finding: Finding, seconds: float) -> list[int]:
     """From which step on to trace: near the failure at first, from the start if that shows no origin."""
+    if is_one_of_several():  # all ranks alike
+        return [1]
     late = (finding.step or 1) - _MARGIN
     step_range = finding.evidence.get("step_range")
     if step_range:
@@ -225,7 +252,7 @@ def _came_from_earlier(finding: Finding) -> bool:
 def _new_tracing(first: int, seconds: float) -> Tracing:
     from pytest_nanstab.attribution.tracing import Tracing
 
-    return Tracing(first, deadline=time.monotonic() + 4 * seconds + 1)
+    return Tracing(first, deadline=math.inf if is_one_of_several() else time.monotonic() + 4 * seconds + 1)
 
 
 def _judged(

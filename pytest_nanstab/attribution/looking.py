@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from pytest_nanstab.attribution.history import Made, Operand
+from pytest_nanstab.ranks.sharding import is_sharded, local
 from pytest_nanstab.watching import measure
 
 # What stands in for a bad value when an operation is repeated without it: an ordinary number at which log, sqrt, div,
@@ -81,6 +82,7 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 def operand(tensor: Tensor, made: Made | None, first: list[int] | None, shape: tuple[int, ...] | None) -> Operand:
     """What an operation was given in one argument; `first` is where its result of that shape went bad first."""
+    tensor = local(tensor) if is_sharded(tensor) else tensor
     values = measure.plain(tensor)
     kind, size = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
     if values is None:

@@ -100,6 +100,10 @@ class Operation:
     random: bool
 
 
+# What computes nothing, and what waits for other ranks: its result may not be there yet.
+_UNSEEN = ("profiler", "prim", "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "fsdp")
+
+
 @lru_cache(maxsize=4096)
 def describe(func: Any) -> Operation:
     """The description of an overload such as `torch.ops.aten.exp.default`."""
@@ -122,7 +126,7 @@ def describe(func: Any) -> Operation:
         writes=writes,
         overwrites=aten in _OVERWRITES,
         empty=aten in EMPTY,
-        ignored=space in ("profiler", "prim") or aten in _IGNORED,
+        ignored=space in _UNSEEN or aten in _IGNORED,
         foreach=aten.startswith(("_foreach_", "_fused_")),
         random=torch.Tag.nondeterministic_seeded in tags,
     )

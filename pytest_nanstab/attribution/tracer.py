@@ -23,6 +23,7 @@ from pytest_nanstab.attribution.history import Bad, Kind, Ledger, Made, distinct
 from pytest_nanstab.attribution.operations import Operation
 from pytest_nanstab.attribution.places import Place, called_at, place_of_call
 from pytest_nanstab.attribution.variables import name_of
+from pytest_nanstab.ranks.sharding import any_sharded, is_sharded
 from pytest_nanstab.watching import torch_private
 
 _BORN = 64
@@ -267,7 +268,8 @@ def _why(call: _Call, suspects: list[int], output: Tensor, facts: dict[str, Any]
     if not suspects:
         return "born", []
     causing = list(suspects)
-    if call.func is not None and not call.about.random:
+    # On distributed tensors it may be a collective, which other ranks would not join.
+    if call.func is not None and not call.about.random and not any_sharded(call.inputs):
         word = "nan" if facts.get("nan") else "count"
         own = _bad_without(call, suspects, output, word)
         if len(suspects) > 1 or own:
@@ -383,6 +385,6 @@ def _holds_tensors(values: Sequence[Any]) -> bool:
 
 def _is_part(tensor: Tensor) -> bool:
     """Whether a tensor is only a part of the memory it lives in."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or is_sharded(tensor):
         return False
     return tensor.numel() * tensor.element_size() < tensor.untyped_storage().nbytes()

@@ -12,6 +12,7 @@ import pytest
 from pytest_nanstab.baselines import files
 from pytest_nanstab.baselines.compare import NOTICED_BITS
 from pytest_nanstab.baselines.items import RECORDED
+from pytest_nanstab.ranks.place import is_first
 from pytest_nanstab.suite.expand import case_of
 
 _STALE = "nanstab_stale"
@@ -62,7 +63,7 @@ class BaselineUpdate:
 
     def pytest_sessionfinish(self) -> None:
         """Write; the summary tells of a file that cannot be written, and the next comparison misses it."""
-        if self._is_worker:
+        if self._is_worker or not is_first():
             return
         folder = files.folder_of(self._config)
         for file, records in sorted(self._recorded.items()):
@@ -85,6 +86,8 @@ class BaselineUpdate:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what was written, what was not, and what looks stale."""
+        if not is_first():
+            return
         lines = [*self._lines, *(f"not recorded, the test did not pass: {name}" for name in self._discarded)]
         if self._stale:
             lines += ["stale, no test stands behind it (nothing is deleted):", *(f"  {x}" for x in sorted(self._stale))]

@@ -14,6 +14,7 @@ from pytest_nanstab.attribution.source import is_user_file, place
 from pytest_nanstab.checks.data import Survey, notes_on_splits, survey_batches
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import Finding, error_from
+from pytest_nanstab.ranks.group import current
 from pytest_nanstab.suite import judging
 from pytest_nanstab.suite.batching import cycle, nonfinite_tensor
 from pytest_nanstab.suite.driver import describe
@@ -276,6 +277,10 @@ def _adversarial_batches(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
     from pytest_nanstab.search.hunts import attack, is_beyond
 
+    if current() is not None:
+        raise InapplicableError(
+            "a search follows what one process sees, and the ranks of a group must go through the same batches"
+        )
     training = _finished_training(request, seed)
     with seeded(seed):
         context = _context(request, seed, training)

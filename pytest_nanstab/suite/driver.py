@@ -43,7 +43,13 @@ def train(
     __tracebackhide__ = True
     check_arguments(setup, steps, precision)
     options = Options(
-        limits=limits or {}, headroom=True, update_ratio=True, check_parameters=True, details=True, defers=True
+        limits=limits or {},
+        headroom=True,
+        update_ratio=True,
+        check_parameters=True,
+        details=True,
+        defers=True,
+        shares="train",
     )
     with (
         seeded(seed),
@@ -92,7 +98,8 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
                 kept.append(copied(batch))
             with explained(stepper.form.precision):
                 stepper.step(batch)
-            if any(finding.is_nonfinite for finding in region.findings):
+            # Other ranks would wait for this one.
+            if region.ranks.group is None and any(finding.is_nonfinite for finding in region.findings):
                 break
     return [*kept, batch]
 

@@ -11,6 +11,7 @@ import torch
 from pytest_nanstab import progress
 from pytest_nanstab.checks.data import survey_batches
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.ranks.group import current
 from pytest_nanstab.suite.batching import epoch, nonfinite_tensor
 from pytest_nanstab.suite.driver import checked_loss
 from pytest_nanstab.suite.precision import Arithmetic, explained, in_force
@@ -34,21 +35,25 @@ def evaluate(setup: TrainingSetup, form: Arithmetic, seed: int, context: Mapping
     """
     __tracebackhide__ = True
     known = {key: value for key, value in context.items() if key != "steps"}
+    bad_loss: Finding | None = None
     with (
         seeded(seed),
         modes(setup.model, training=False),
         in_force(form),
         torch.no_grad(),
-        Region(Options(raises=False, explain=False), known) as region,
+        Region(Options(raises=False, explain=False, shares="evaluation"), known) as region,
         progress.stage("evaluation", "batch {}") as tell,
     ):
         for number, batch in enumerate(_eval_batches(setup), start=1):
             if tell is not None:
                 tell(number)
             region.context["batch"] = number
-            bad_loss = _evaluate_batch(setup, form, batch, number, region)
-            if region.findings or bad_loss is not None:
+            bad_loss = bad_loss or _evaluate_batch(setup, form, batch, number, region)
+            # Other ranks would wait for this one.
+            if region.ranks.group is None and (region.findings or bad_loss is not None):
                 break
+        if region.ranks.group is not None and bad_loss is not None and not region.findings:
+            region.report(bad_loss)
     found = [finding for finding in region.findings if finding.is_nonfinite]
     return found if found or bad_loss is None else [bad_loss]
 
@@ -62,7 +67,7 @@ def _eval_batches(setup: TrainingSetup) -> Iterator[Batch]:
     argument = "batches" if setup.eval_batches is None else "eval_batches"
     source = eval_source(setup)
     most = MAX_BATCHES if isinstance(source, Sized) else MAX_UNSIZED
-    deadline = time.monotonic() + MAX_SECONDS
+    deadline = time.monotonic() + (MAX_SECONDS if current() is None else math.inf)  # all ranks end alike
     number = 0
     for number, batch in enumerate(epoch(source, argument=argument), start=1):
         yield batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pytest_nanstab.attribution.plan import traced
 from pytest_nanstab.attribution.tracing import AbandonedError, Tracing
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.ranks.place import is_one_of_several
 from pytest_nanstab.suite.driver import describe
 from pytest_nanstab.suite.evaluate import evaluate
 from pytest_nanstab.suite.expand import ItemRequest
@@ -43,6 +45,8 @@ def _repetition(request: ItemRequest, seed: int) -> Repeat | None:
 
 def _steps(request: ItemRequest, seed: int, finding: Finding) -> tuple[list[int], float]:
     """From which steps to trace, and how many seconds that may take."""
+    if is_one_of_several():  # all ranks alike
+        return [1], math.inf
     seconds = training_of(request, seed).seconds
     late = (finding.step or 1) - _MARGIN
     return ([1] if seconds < _SHORT or late <= 1 or finding.phase == "eval" else [late, 1]), 4 * seconds + 1

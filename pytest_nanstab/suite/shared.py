@@ -179,6 +179,7 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         track_parameters=True,
         details=True,
         explain=False,
+        shares=request.group,
     )
     steps, began = request.spec.steps, time.monotonic()
     with modes(setup.model, training=True), arithmetic(setup, precision, device=request.device) as form:

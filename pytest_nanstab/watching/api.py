@@ -66,7 +66,7 @@ def _watch(
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     if on_instability not in ("raise", "record"):
         raise ValueError(f"on_instability must be 'raise' or 'record', got {on_instability!r}")
-    return _region(Options(name=name, model=model, raises=on_instability == "raise", limits=limits))
+    return _region(Options(name=name, model=model, raises=on_instability == "raise", limits=limits, shares=name))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.ranks.sharding import ShardedNorm, norm_over
 from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
 from pytest_nanstab.watching.norms import GradientNorm, global_norm, norms_of
@@ -53,7 +54,7 @@ class GradientJudge:
         if not (math.isfinite(received) and (raw is None or math.isfinite(raw))):
             self._report_nonfinite(optimizer, norm.parameters, clips)
         self._judge_clips(clips, norm, before, received)
-        if self._region.options.limits:
+        if self._region.options.limits and not isinstance(norm, ShardedNorm):  # of that only a share is known here
             self._judge_limits(raw if raw is not None else received, optimizer, norm.parameters)
 
     def _effective(self, clip: Clip) -> bool:
@@ -162,7 +163,7 @@ class GradientJudge:
             self.early = None
         elif self.early is None or not self.early.parameters or any(p.grad is None for p in self.early.parameters):
             parameters = (p for root in self._region.names.roots() for p in root.parameters())
-            self.early = GradientNorm([p for p in parameters if p.grad is not None])
+            self.early = norm_over([p for p in parameters if p.grad is not None])
         return held or [norm for norm in (self.early,) if norm is not None]
 
     @torch_private.past_modes
@@ -172,7 +173,7 @@ class GradientJudge:
         number = None if value is None else float(value)
         # Of distributed gradients only this rank's part can be read without a collective.
         kept = None if number is None or type(total) is not Tensor else factor(number, float(bound))
-        raw = number if float(order) == 2 else None
+        raw = number if float(order) == 2 and type(total) is Tensor else None
         self._add("clip_grad_norm_", parameters, float(bound), raw, kept, active=None if kept is None else kept < 1)
 
     @torch_private.past_modes

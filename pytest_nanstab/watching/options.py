@@ -30,6 +30,8 @@ class Options:
         track_parameters: find parameters that no step changes (suites).
         explain: repeat a failing computation on the spot to name its operation.
         defers: leave that to a rerun, where there will be one.
+        shares: under which name findings are exchanged with other ranks at the end, where there are several; None keeps
+            them here.
     """
 
     name: str = "watch"
@@ -45,6 +47,7 @@ class Options:
     details: bool = False
     explain: bool = True
     defers: bool = False
+    shares: str | None = None
 
     def limit(self, name: str) -> float | None:
         """The number of a limit, or None where the user states none."""

@@ -36,6 +36,7 @@ from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.outputs import Call, OutputWatch
 from pytest_nanstab.watching.patches import Patches, patch_clips
 from pytest_nanstab.watching.pending import PendingLoss
+from pytest_nanstab.watching.rank_judge import RankJudge
 from pytest_nanstab.watching.run import Run
 from pytest_nanstab.watching.state_judge import StateJudge
 from pytest_nanstab.watching.telemetry import telemetry
@@ -82,6 +83,7 @@ class Region:
         self.losses = LossJudge(self)
         self.gradients = GradientJudge(self)
         self.state = StateJudge(self)
+        self.ranks = RankJudge(self)
         self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
         measured = options.headroom or "min_headroom_bits" in options.limits
         self.headroom = Headroom(self.names, self._is_measured) if measured else None
@@ -98,6 +100,7 @@ class Region:
         self._patches = Patches()
         self._rooted = False
         self._thread = threading.get_ident()
+        self.late: list[Finding] = []  # what only the end has shown
         self._elsewhere: list[Finding] = []
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._started = self._paused = perf_counter_ns()
@@ -219,8 +222,10 @@ class Region:
         the computation where it is not.
         """
         __tracebackhide__ = True
-        # A test does not see what is raised in its threads: that is kept for the end.
-        here = self.options.raises and threading.get_ident() == self._thread
+        # A test does not see what is raised in its threads, and other ranks would wait for ever for one that has left
+        # its loop: that is kept for the end.
+        alone = self.ranks.look() is None
+        here = self.options.raises and alone and threading.get_ident() == self._thread
         finding = self._in_context(finding)
         if finding.is_nonfinite:
             if self._rooted and (self._elsewhere or not here):
@@ -244,7 +249,8 @@ class Region:
     def _explained_here(self, finding: Finding, hint: Hint | None) -> Finding:
         if self.tracing is not None or not self.options.explain:
             return finding
-        at_hand = hint is not None and (self.active or hint.frames)
+        # Repeating what may call a collective would hang: a rerun on all ranks tells more.
+        at_hand = hint is not None and (self.active or hint.frames) and self.ranks.group is None
         told = local.explained(self, finding, hint) if hint is not None and at_hand else local.advised(finding)
         if not (self.options.defers and plan.is_deferred()):
             return told
@@ -284,6 +290,7 @@ class Region:
     def first_call(self, module: nn.Module) -> None:
         """An outermost module is about to be called."""
         self.names.add(module)
+        self.ranks.look()
 
     def output_is_bad(self, call: Call) -> None:
         """An outermost call returned a NaN."""
@@ -335,6 +342,7 @@ class Region:
             self._measure(self.headroom, norm.parameters, scale)
         if self.counters is not None:
             self.counters.judge(optimizer)
+        self.ranks.stepping(optimizer, norm)
         if self._updates is not None:
             self._updates.remember(norm.parameters)
         if self._stuck is not None:
@@ -420,9 +428,10 @@ class Region:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self, *, quiet: bool = False) -> None:
+    def finish(self, *, quiet: bool = False, failed: bool | None = None) -> None:
         """Judge what is only known at the end; raise the first of it where the region raises, unless `quiet`.
 
+        `failed` tells whether the watched code has raised something; without it, `quiet` does.
         Call it after the hooks are gone. Nothing of the user's is held afterwards.
         """
         __tracebackhide__ = True
@@ -434,13 +443,14 @@ class Region:
             self._judge_end()
         finally:
             self._close_run()
+            shared = self.ranks.finish(failed=quiet if failed is None else failed)
             self._forget()
+        self.late = list(self.findings) if shared else [*self._elsewhere, *self.findings[before:]]
         if any(finding.is_nonfinite for finding in self.findings):
             for outer in _ACTIVE:
                 outer.state.disown_broken()
-        late = [*self._elsewhere, *self.findings[before:]]
-        if late and self.options.raises and not quiet:
-            raise error_from(late)
+        if self.late and self.options.raises and not quiet:
+            raise error_from(self.late)
 
     @torch_private.past_modes
     def _judge_end(self) -> None:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from pytest_nanstab.attribution import constructions, optimizers
 from pytest_nanstab.attribution.source import shown, user_frame, user_spot
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.ranks.sharding import norm_over
 from pytest_nanstab.watching import state, torch_private, verdicts
 from pytest_nanstab.watching.norms import GradientNorm
 
@@ -86,7 +87,7 @@ class StateJudge:
             if len(self._held) > state.MAX_HELD:
                 self._release(self._held.pop(0))
         self._region.names.learn(parameters)
-        new = self.norms[id(optimizer)] = GradientNorm(parameters, len(optimizer.param_groups))
+        new = self.norms[id(optimizer)] = norm_over(parameters, len(optimizer.param_groups))
         new.backwards = norm.backwards if isinstance(norm, GradientNorm) else 0
         new.adopt(self._region.gradients.early)
         return new

@@ -57,6 +57,12 @@ tracing_state: Callable[[], object] = _private("_C._get_tracing_state", lambda: 
 _flag: Any = _private("compiler._is_compiling_flag", None) is not None
 compiler_flags: Any = torch.compiler if _flag else SimpleNamespace(_is_compiling_flag=False)
 traced: Callable[[], bool] = torch.compiler.is_dynamo_compiling if _flag else torch.compiler.is_compiling
+# Where the ranks of the default process group leave messages for each other. Without it they are not exchanged.
+group_store: Callable[[], Any] = (
+    _private("distributed.distributed_c10d._get_default_store", lambda: None)
+    if torch.distributed.is_available()
+    else lambda: None
+)
 compiling_now: Callable[[], object] = _private("_guards.TracingContext.try_get", lambda: None)
 functorch_active: Callable[[], bool] = _private("_C._are_functorch_transforms_active", bool)
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("_C._functorch.is_functorch_wrapped_tensor", lambda _: False)

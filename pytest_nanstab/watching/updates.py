@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pytest_nanstab.ranks.sharding import local
 from pytest_nanstab.watching import measure, torch_private
 
 # A parameter is stuck when this many steps with a gradient and a learning rate changed none of its bits.
@@ -39,10 +40,10 @@ class Updates:
         self._before = [(p, self._copy(p)) for p in parameters if p.grad is not None]
 
     def _copy(self, parameter: Tensor) -> Tensor:
-        copy = self._copies.get(id(parameter))
-        if copy is None or copy.shape != parameter.shape or copy.dtype != parameter.dtype:
-            copy = self._copies[id(parameter)] = parameter.detach().clone()
-        return copy.copy_(parameter.detach())
+        copy, now = self._copies.get(id(parameter)), local(parameter)
+        if copy is None or copy.shape != now.shape or copy.dtype != now.dtype:
+            copy = self._copies[id(parameter)] = now.clone()
+        return copy.copy_(now)
 
     def largest(self) -> tuple[float, Tensor | None]:
         """The largest ||dw|| / ||w|| (w before the step) and its parameter; parameters that were zero do not count."""
@@ -52,7 +53,7 @@ class Updates:
             for parameter, before in self._before:
                 size = _norm(before)
                 # The copy is not needed any more: the difference is written into it, without a temporary.
-                ratio = _norm(before.sub_(parameter.detach())) / size if size > 0 else 0.0
+                ratio = _norm(before.sub_(local(parameter))) / size if size > 0 else 0.0
                 self.ratios.append((parameter, ratio))
                 if not ratio <= worst:
                     worst, guilty = ratio, parameter
@@ -87,7 +88,7 @@ class Stuck:
                 moving += [(p, _largest(p.grad)) for p in group["params"] if p.grad is not None]
         top = max((size for _, size in moving), default=0.0)
         dense = [(p, size) for p, size in moving if p.layout is torch.strided]
-        copies = [(p, p.detach().clone()) for p, size in dense if size > _least(p.dtype) * top]
+        copies = [(p, local(p).clone()) for p, size in dense if size > _least(p.dtype) * top]
         for parameter, copy in copies:
             self._compare(parameter, copy)
         return copies
@@ -106,7 +107,7 @@ class Stuck:
         """Compare the parameters with their copies from before the step."""
         for parameter, before in copies:
             with torch_private.unseen():
-                same = torch.equal(before, parameter.detach())
+                same = torch.equal(before, local(parameter))
             _, count = self._marks.get(id(parameter), (parameter, 0))
             # -1 marks a parameter that moved once: it is not stuck, whatever comes.
             self._marks[id(parameter)] = (parameter, count + 1 if same and count >= 0 else -1)
