@@ -56,7 +56,17 @@ def launch(folder: Path, *arguments: str) -> Session:
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     report = folder / "report.json"
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={SIZE}", "-m", "pytest"]
-    options = ["-p", "nanstab", "--nanstab", f"--nanstab-report={report}", "-p", "no:cacheprovider", *arguments]
+    options = [
+        "-o",
+        "filterwarnings=default",
+        "-p",
+        "nanstab",
+        "--nanstab",
+        f"--nanstab-report={report}",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
     done = subprocess.run(
         [sys.executable, *torchrun, *options, "programs.py"],
         cwd=FOLDER,
@@ -101,6 +111,8 @@ def test_found_on_all_ranks(session, name):
     kind, _, where = EXPECTED[name].partition(",")[0].partition(" rank ")
     consumed = name == "test_driver_nan"  # by `pytest.raises`, on both ranks
     outcomes = {told["outcome"] for rank in range(SIZE) for told in session.of(name, rank)}
+    if outcomes == {"skipped"}:
+        pytest.skip("this torch cannot run it")
     assert outcomes == ({"passed"} if consumed else outcomes - {"passed"})
     found = session.findings(name)
     assert consumed or [finding["kind"] for finding in found[:1]] == [kind]
