@@ -77,6 +77,10 @@ class Finding:
         """All fields as strict JSON data: non-finite numbers become the strings "nan", "inf" and "-inf"."""
         return {name: jsonable(getattr(self, name)) for name in self.__dataclass_fields__}
 
+    def is_like(self, other: Finding) -> bool:
+        """Whether both tell of the same fault, whatever they have measured."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("kind", "step", "module", "source", "op"))
+
     @property
     def is_nonfinite(self) -> bool:
         """Whether the finding is about a NaN or an infinity."""

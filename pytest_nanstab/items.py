@@ -139,6 +139,7 @@ class ItemWatch:
         """Judge what is only known at the end; raises for a test that has passed so far and should not."""
         __tracebackhide__ = True
         errors = [raised for raised in (error, *self._kept_errors()) if raised is not None]
+        raised_with = region.ranks.raised = list(carried(*errors))
         try:
             region.finish(quiet=bool(errors) or self.mode != "explicit", failed=bool(errors))
         except StabilityError as verdict:
@@ -148,7 +149,7 @@ class ItemWatch:
             return
         # What an explicit test raised and caught itself is consumed; what watching only recorded is not.
         recorded = region.late if self.mode == "explicit" else region.findings
-        raised_with = list(carried(*errors))
+        recorded = [finding for finding in recorded if not any(finding.is_like(raised) for raised in raised_with)]
         if self.mode == "explicit" and any(finding.is_nonfinite for finding in raised_with):
             # What the same fault has left behind is no news.
             recorded = [finding for finding in recorded if not finding.is_nonfinite]

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from plugin_runs import run_outside
 from torch import nn
 from torch.nn.modules import module as modules
 from torch.nn.utils import clip_grad
@@ -430,3 +431,23 @@ def test_a_subclass_that_calls_its_parents_step_is_counted_once():
             weight.pow(2).sum().backward()
             optimizer.step()
     assert run.steps == 5
+
+
+def test_torchscript_compiles_no_grad_while_watched(pytester, monkeypatch):
+    """TorchScript reads the source of `torch.no_grad`, which an import inside a test may be the first to use."""
+    pytester.makepyfile(
+        test_it="""
+        import warnings
+        import torch
+
+        def test_script():
+            def evaluate(x: torch.Tensor) -> torch.Tensor:
+                with torch.no_grad():
+                    return x + 1
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert torch.jit.script(evaluate)(torch.ones(2)).tolist() == [2, 2]
+        """
+    )
+    assert run_outside(pytester, monkeypatch, "--nanstab", "-W", "ignore").code == 0

@@ -20,6 +20,7 @@ from pytest_nanstab.findings import Finding
 from pytest_nanstab.propagation.depth import Depth, gradient_depth, layers_of, place, signal_depth
 from pytest_nanstab.propagation.following import Follower, followers
 from pytest_nanstab.propagation.passes import NORMS, PASSIVE, Op, Pass
+from pytest_nanstab.ranks.sharding import gathered
 
 # A weight enlarges what it is given by its root mean square times sqrt(fan_in). Recognised schemes stay within 2;
 # what healthy programs make up themselves stays under 1 (`tests/test_calibration.py`); N(0, 1) gives sqrt(fan_in).
@@ -386,7 +387,7 @@ def _drowned(model: nn.Module, weights: Sequence[Weight], seen: Pass) -> list[Fi
         gain = gains.get(layer.name)
         if name not in named or gain is None or not layer.below or follow[op.index].normalises:
             continue
-        size = float(named[name].detach().float().abs().median())
+        size = float(gathered(named[name]).float().abs().median())
         rest = gain * (op.size_in or 0.0)
         if size > LARGE_BIAS and size > DROWNING * rest:
             return [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytest_nanstab.checks._leaves import readable
+from pytest_nanstab.ranks.sharding import gathered, is_sharded
 
 UNIFORM, NORMAL = 1.8, 3.0  # kurtosis of the two distributions
 _GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n"), "RNN": ("",)}
@@ -112,7 +113,9 @@ def _weight(module: nn.Module, name: str = "weight") -> Tensor | None:
     value = getattr(module, name, None)
     if not isinstance(value, Tensor) or nn.parameter.is_lazy(value) or not value.is_floating_point():
         return None
-    return value if readable(value) and value.numel() and value.layout is torch.strided else None
+    if not readable(value) or not value.numel() or value.layout is not torch.strided:
+        return None
+    return gathered(value) if is_sharded(value) else value
 
 
 def _join(path: str, name: str) -> str:
@@ -304,7 +307,7 @@ def biases_of(model: nn.Module) -> Iterator[Bias]:
             continue
         for name, bias in module.named_parameters(recurse=False):
             if "bias" in name and not nn.parameter.is_lazy(bias) and readable(bias) and bias.numel():
-                yield Bias(_join(path, name), bias.detach(), _bias_bound(module))
+                yield Bias(_join(path, name), gathered(bias), _bias_bound(module))
 
 
 def _bias_bound(module: Any) -> float | None:

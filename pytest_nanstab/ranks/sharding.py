@@ -34,6 +34,13 @@ def local(tensor: Tensor) -> Tensor:
     return values
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a tensor, without its gradient: of a distributed one a collective, so every rank must ask for it."""
+    detached: Any = tensor.detach()
+    values: Tensor = detached.full_tensor() if is_sharded(tensor) else detached
+    return values
+
+
 def shards(tensor: Tensor) -> int:
     """Into how many different parts a tensor is cut; copies do not count."""
     if not is_sharded(tensor):

@@ -15,6 +15,7 @@ from pytest_nanstab.checks.data import Survey, notes_on_splits, survey_batches
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import Finding, error_from
 from pytest_nanstab.ranks.group import current
+from pytest_nanstab.ranks.merging import shared
 from pytest_nanstab.suite import judging
 from pytest_nanstab.suite.batching import cycle, nonfinite_tensor
 from pytest_nanstab.suite.driver import describe
@@ -91,6 +92,21 @@ def _explain(request: ItemRequest, verdicts: dict[int, Verdict]) -> None:
 
 
 def _one_seed(request: ItemRequest, seed: int) -> Verdict:
+    __tracebackhide__ = True
+    group, label = current(), f"{request.item.nodeid} {seed}"
+    if group is None:
+        return _of_this_rank(request, seed)
+    try:
+        verdict = _of_this_rank(request, seed)
+    except BaseException:
+        group.pass_by(label)
+        raise
+    verdict.failing = shared(group, label, verdict.failing)
+    verdict.skip = None if verdict.failing else verdict.skip
+    return verdict
+
+
+def _of_this_rank(request: ItemRequest, seed: int) -> Verdict:
     __tracebackhide__ = True
     try:
         return _CHECKS[request.case.check](request, seed)

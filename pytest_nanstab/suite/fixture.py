@@ -125,14 +125,23 @@ class Nanstab:
             seconds: how long to search, above 0.
             evaluations: how many training steps and looks at gradients at most; None leaves it to `seconds`, until
                 which other batches are tried, round after round.
+
+        Raises:
+            RuntimeError: in a process group of several ranks, each of which would go its own way.
         """
         __tracebackhide__ = True
+        from pytest_nanstab.ranks.group import current
         from pytest_nanstab.search.hunts import search
         from pytest_nanstab.suite.driver import check_arguments
         from pytest_nanstab.suite.precision import InapplicableError
 
         check_arguments(setup, 1, "32-true")
         _check_budget(seconds, evaluations)
+        if current() is not None:
+            raise RuntimeError(
+                "search() follows what one process sees, and the ranks of a process group would wait for each other in "
+                "different batches; search the model without one"
+            )
         try:
             found, notes = search(setup, seconds=float(seconds), evaluations=evaluations, device=self._device)
         except InapplicableError as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pytest_nanstab.checks._stuck import Trained
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.propagation.passes import Pass
+from pytest_nanstab.ranks.sharding import any_sharded
 from pytest_nanstab.suite.driver import Stepper, describe, drive
 from pytest_nanstab.suite.evaluate import evaluate
 from pytest_nanstab.suite.exactness import integers_lost
@@ -194,7 +195,9 @@ def _driven(request: ItemRequest, setup: TrainingSetup, seed: int) -> Training:
         passes = observed_passes(setup, form, samples) if sound else []
         findings = list(region.findings)
         apart = None
-        if request.sibling("headroom") is not None and not any(finding.is_nonfinite for finding in findings):
+        # Passes apart copy the model, or put its parts back afterwards: what gathers its weights by hooks would break.
+        whole = not any_sharded(setup.model.parameters())
+        if whole and request.sibling("headroom") is not None and not any(f.is_nonfinite for f in findings):
             findings += integers_lost(setup, form, last, findings)
             apart = parity(setup, form, last) if precision != "64-true" else None
     return Training(

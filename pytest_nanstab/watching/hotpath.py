@@ -257,6 +257,7 @@ def entering(region: Region) -> Callable[[Any], Any]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         wake = region.outputs.gradients_off
 
+        @functools.wraps(original)  # TorchScript compiles it, from the source it finds by this
         def enter(self: Any) -> Any:
             if region.active and getattr(self, "mode", True):  # inference_mode(False) switches nothing off
                 wake()

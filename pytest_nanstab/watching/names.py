@@ -33,6 +33,7 @@ class Names:
 
     def __init__(self) -> None:
         self._roots: list[weakref.ref[nn.Module]] = []
+        self._wrappers: list[weakref.ref[nn.Module]] = []
         self._buffers: list[_Buffers] = []
         self._labels: dict[int, str] = {}
 
@@ -52,7 +53,7 @@ class Names:
         return True
 
     def _knows(self, module: nn.Module) -> bool:
-        return any(reference() is module for reference in self._roots)
+        return any(reference() is module for reference in (*self._roots, *self._wrappers))
 
     def labels(self) -> dict[int, str]:
         """The dotted names of all parameters of the modules that are still alive, by id."""
@@ -63,7 +64,8 @@ class Names:
 
     def _remember(self, module: nn.Module) -> None:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            self._remember(module.module)  # first: names are those of the user's model, without "module."
+            self._wrappers.append(weakref.ref(module))
+            module = module.module  # names are those of the user's model, without "module."
         self._roots.append(weakref.ref(module))
         holders = [(path, part._buffers) for path, part in module.named_modules() if part._buffers]
         if holders:
@@ -142,6 +144,7 @@ class Names:
     def forget(self) -> None:
         """Drop every reference to the user's objects."""
         self._roots.clear()
+        self._wrappers.clear()
         self._buffers.clear()
         self._labels.clear()
 

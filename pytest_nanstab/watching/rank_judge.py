@@ -28,6 +28,7 @@ class RankJudge:
 
     Attributes:
         group: the process group, once it is met: it may be gone again before the end of a test.
+        raised: what the watched code has failed with on this rank, beside what was recorded.
     """
 
     def __init__(self, region: Region) -> None:
@@ -36,6 +37,7 @@ class RankJudge:
         self._sharded: dict[int, ShardedNorm] = {}
         self._model: set[str] = set()  # the names of what distributed optimizers step
         self.group: Group | None = None
+        self.raised: list[Finding] = []
 
     def look(self) -> Group | None:
         """The process group of this run, now or before."""
@@ -67,7 +69,7 @@ class RankJudge:
         self._parameters.finish()
         patience = _AFTER_FAILURE_S if failed else PATIENCE_S
         told = group.gather(label, self._message(), patience=patience)
-        self._note_silence(group)
+        self._take_notes(group)
         if len(told) > 1:
             self._combine_measurements(told)
             self._region.findings[:] = merged({rank: _findings(said) for rank, said in told.items()}, group.size)
@@ -80,16 +82,19 @@ class RankJudge:
         run = self._region.run
         norms = {"grad_norm": run.grad_norm, "clipped_grad_norm": run.clipped_grad_norm} if self._sharded else {}
         return {
-            "findings": [finding.as_dict() for finding in self._region.findings],
+            "findings": [finding.as_dict() for finding in (*self.raised, *self._region.findings)],
             "norms": norms,
             "model": sorted(self._model),
             "headroom": run.headroom,
             "prints": self._parameters.digest(),
         }
 
-    def _note_silence(self, group: Group) -> None:
-        for rank in sorted(group.silent):
-            self._region.run.notes.append(f"rank {rank} did not say in time what it has found")
+    def _take_notes(self, group: Group) -> None:
+        notes = self._region.run.notes
+        notes += [f"rank {rank} did not say in time what it has found" for rank in sorted(group.silent)]
+        parts = (part for root in self._region.names.roots() for part in root.modules())
+        if any(type(part).__name__ == "FullyShardedDataParallel" for part in parts):
+            notes.append("norms are of this rank's shards: only those of `fully_shard` can be put together")
 
     # -- measurements of the whole -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from pytest_nanstab import NonFiniteError, StabilityError, TrainingSetup, stability_suite, watch
+from pytest_nanstab import NonFiniteError, StabilityError, TrainingSetup, assert_finite, stability_suite, watch
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -51,7 +51,9 @@ def average(model, leave_out=()):
 
 def test_ddp():
     """healthy"""
-    train(DistributedDataParallel(net()))
+    with watch() as run:
+        train(DistributedDataParallel(net()))
+    assert run.grad_norm == pytest.approx(reference_norms(), rel=1e-4)
 
 
 def test_ddp_batch_norm_and_accumulation():
@@ -371,3 +373,130 @@ def test_broken_suite():
     """nonfinite-loss rank 1"""
     rank = dist.get_rank()
     return setup_of(DistributedDataParallel(net()), lambda m, x: torch.sqrt(m(x).pow(2).mean() - rank))
+
+
+# -- what people do besides --------------------------------------------------------------------------------------------
+
+
+def test_guard_skips_on_all_ranks():
+    """healthy: the averaged gradient is NaN everywhere, and nobody steps"""
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step, x in enumerate(batches(8)):
+        optimizer.zero_grad()
+        (model(x).pow(2).mean() * (float("nan") if step == 3 and dist.get_rank() == 1 else 1)).backward()
+        if torch.isfinite(nn.utils.clip_grad_norm_(model.parameters(), 1.0)):
+            optimizer.step()
+
+
+def test_loss_scale():
+    """healthy"""
+    model, scaler = DistributedDataParallel(net()), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for x in batches(8):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(x).pow(2).mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+
+
+def test_frozen_and_compressed():
+    """healthy: a frozen layer, gradients averaged in float16"""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    model = net()
+    model[0].requires_grad_(False)
+    model = DistributedDataParallel(model)
+    model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+    train(model, optimizer=torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-2))
+
+
+def test_line_search():
+    """healthy"""
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.1, line_search_fn="strong_wolfe", max_iter=3)
+    for x in batches(4, seed=1):
+
+        def closure(x=x):
+            optimizer.zero_grad()
+            loss = model(x).pow(2).mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+
+def test_optimizer_state_in_parts():
+    """healthy: each rank steps its part and sends it to the others"""
+    optim = pytest.importorskip("torch.distributed.optim")
+    model = DistributedDataParallel(net())
+    optimizer = optim.ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.Adam, lr=1e-2)
+    with watch() as run:
+        train(model, optimizer=optimizer)
+    assert run.grad_norm == pytest.approx(reference_norms(), rel=1e-4)
+
+
+def test_stages_of_a_pipeline():
+    """healthy: other modules on other ranks"""
+    train(nn.Linear(4, 4) if dist.get_rank() == 0 else nn.Linear(4, 2))
+
+
+def test_first_version_of_sharding():
+    """healthy"""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with watch() as run:
+        train(FullyShardedDataParallel(net(), device_id=torch.device("cpu")))
+    assert any("this rank's shards" in note for note in run.notes)
+
+
+def test_evaluated_on_one_rank():
+    """healthy"""
+    model = DistributedDataParallel(net())
+    train(model)
+    if dist.get_rank() == 0:
+        with torch.no_grad():
+            model.module.eval()(batches(1)[0])
+    dist.barrier()
+
+
+def test_assertion_on_one_rank():
+    """nonfinite-output rank 1, by an assertion"""
+    train(DistributedDataParallel(net()))
+    assert_finite(torch.tensor([float("nan") if dist.get_rank() == 1 else 1.0]), name="scores")
+
+
+@stability_suite(steps=4, checks=["finite_data"])
+def test_data_of_one_rank():
+    """bad-data rank 1"""
+    setup = setup_of(DistributedDataParallel(net()))
+    if dist.get_rank() == 1:
+        setup.batches[3][0, 0] = float("nan")
+    return setup
+
+
+@stability_suite(steps=4, checks=["finite_eval"])
+def test_evaluation_of_one_rank():
+    """nonfinite-loss rank 1"""
+    rank = dist.get_rank()
+    return setup_of(
+        DistributedDataParallel(net()),
+        lambda m, x: m(x).pow(2).mean() * (1 if m.training or rank == 0 else float("nan")),
+    )
+
+
+@stability_suite(steps=12)
+def test_tensor_parallel_suite():
+    """healthy"""
+    return setup_of(tensor_parallel())
+
+
+@needs_fsdp
+@stability_suite(steps=12, precision=["bf16-mixed"])
+def test_whole_sharded_suite():
+    """healthy"""
+    return setup_of(sharded())
