@@ -184,6 +184,8 @@ class ItemWatch:
         """The measured part of the item's test record."""
         region = self._region or self._users
         run = region.run if region is not None else None
+        if region is not None and region.run.steps == 0 < region.inner.steps:
+            run = region.inner
         return {
             "mode": self.mode,
             "check": None,

@@ -298,7 +298,7 @@ class Test:
     }
     assert ran.block("= nanstab =", "nanstab report:") == (
         "=================================== nanstab ====================================\n"
-        "10 tests checked, 14 optimizer steps, 5 failed, 1 xfailed, 1 skipped\n"
+        "10 tests checked, 17 optimizer steps, 5 failed, 1 xfailed, 1 skipped\n"
         "non-finite  test_it.py::Test::test_raises_at_the_sink  step 2  test_it.py:13\n"
         "non-finite  test_it.py::Test::test_raises_from  step 2  test_it.py:13\n"
         "non-finite  test_it.py::Test::test_only_at_the_end  step 2  test_it.py:54\n"

@@ -323,3 +323,23 @@ def pytest_runtest_protocol(item, nextitem):
 def test_training_prelude_is_what_the_line_numbers_say():
     """The expected outputs above count on it."""
     assert TRAINING.lstrip("\n").splitlines()[13].strip() == "loss.backward()"
+
+
+INNER = """
+def test_driver(nanstab):
+    nanstab.train(setup(), steps=7)
+
+def test_watch():
+    for steps in (2, 5, 1):
+        with pytest_nanstab.watch():
+            train(steps=steps)
+"""
+
+
+def test_runs_of_inner_watches_are_the_tests(pytester):
+    """What `nanstab.train` and `watch` measured is what a report tells of the test: of several the longest."""
+    ran = run_inside(pytester, INNER, "--nanstab", "--nanstab-report=report.json")
+    assert ", 12 optimizer steps" in ran.text
+    tests = json.loads((pytester.path / "report.json").read_text("utf-8"))["tests"]
+    assert [test["run"]["steps"] for test in tests] == [7, 5]
+    assert all(len(test["run"]["loss"]) == test["run"]["steps"] for test in tests)

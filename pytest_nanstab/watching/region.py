@@ -70,6 +70,7 @@ class Region:
     def __init__(self, options: Options, context: Mapping[str, object] | None = None) -> None:
         self.options = options
         self.run = Run()
+        self.inner = Run()  # the longest run of the watches inside, which this one sees nothing of
         self.context: dict[str, object] = dict(context or {})
         self.active = False
         self.finished = False
@@ -102,6 +103,7 @@ class Region:
         self._thread = threading.get_ident()
         self.late: list[Finding] = []  # what only the end has shown
         self._elsewhere: list[Finding] = []
+        self._has_enclosed = False  # a watch inside that used torch
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._started = self._paused = perf_counter_ns()
         self._own = 0
@@ -114,7 +116,7 @@ class Region:
     @property
     def used(self) -> bool:
         """Whether torch was used at all: a module called, a backward or a step made."""
-        return bool(self.outputs.seen or self.backwards or self.run.steps)
+        return bool(self.outputs.seen or self.backwards or self.run.steps or self._has_enclosed)
 
     # -- being active ------------------------------------------------------------------------------------------------
 
@@ -445,12 +447,20 @@ class Region:
             self._close_run()
             shared = self.ranks.finish(failed=quiet if failed is None else failed)
             self._forget()
+        if _ACTIVE:
+            _ACTIVE[-1]._enclose(self)
         self.late = list(self.findings) if shared else [*self._elsewhere, *self.findings[before:]]
         if any(finding.is_nonfinite for finding in self.findings):
             for outer in _ACTIVE:
                 outer.state.disown_broken()
         if self.late and self.options.raises and not quiet:
             raise error_from(self.late)
+
+    def _enclose(self, inner: Region) -> None:
+        """A watch inside has ended."""
+        self._has_enclosed = self._has_enclosed or inner.used
+        if inner.options.shares is not None and inner.run.steps >= self.inner.steps:
+            self.inner = inner.run
 
     @torch_private.past_modes
     def _judge_end(self) -> None:
