@@ -486,3 +486,34 @@ def test_numbers_of_another_draw_are_not_stated():
     assert finding.op in ("div", "norm backward")
     assert "rows" not in finding.evidence
     assert "other random numbers" in finding.evidence["note"]
+
+
+class MaskedMean(nn.Module):
+    """Its mean is over nothing, forward or only in its derivative, where a batch has no valid row."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.lin, self.forward_fault = nn.Linear(2, 1), forward
+
+    def forward(self, x):
+        valid = x[:, 0] > 0
+        if self.forward_fault:
+            return (self.lin(x)[:, 0] * valid).sum() / valid.sum()  # culprit
+        return (self.lin(x)[:, 0] * valid).square().sum().sqrt()  # culprit
+
+
+@pytest.mark.parametrize(("forward", "op"), [(True, "div"), (False, "sqrt")])
+def test_an_earlier_batch_of_an_accumulated_step(forward, op):
+    """When the step comes, other batches have been computed since the one that broke it: that one is repeated."""
+    model = MaskedMean(forward)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    empty = torch.tensor([[-1.0, 1.0], [-2.0, 1.0]])
+    with watch(on_instability="record") as run:
+        for batch in (torch.ones(2, 2), empty, torch.ones(2, 2)):
+            model(batch).backward()
+        optimizer.step()
+    (finding,) = run.findings[:1]
+    assert finding.kind == ("nonfinite-loss" if forward else "nonfinite-gradient")
+    assert op in finding.op
+    path, line = finding.source.rsplit(":", 1)
+    assert "# culprit" in Path(path).read_text(encoding="utf-8").splitlines()[int(line) - 1]

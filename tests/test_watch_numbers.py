@@ -472,3 +472,22 @@ def spoiled(shape, *places):
 def test_rows_and_columns_of_bad_data(tensor, expected):
     """All of them, at most 16 of each; none where the values have lost their places."""
     assert measure.places_in_data(tensor) == expected
+
+
+def test_a_module_called_by_itself_and_in_its_owner_counts_once():
+    """Before the first step it is not known whose the gradients are: those of all outermost modules, each once."""
+    whole = nn.Sequential(mlp())
+    optimizer = torch.optim.SGD(whole.parameters(), 0.01)
+    expected = []
+
+    def closure():
+        optimizer.zero_grad()
+        (loss_of(whole, x, y) + loss_of(whole[0], x, y)).backward()
+        expected.append(torch.cat([p.grad.flatten() for p in whole.parameters()]).norm().item())
+        return torch.zeros(())
+
+    with watch() as run:
+        for x, y in batches(2):
+            optimizer.step(closure)
+    assert run.grad_norm == pytest.approx(expected)
+    assert run.clipped_grad_norm == pytest.approx(expected)

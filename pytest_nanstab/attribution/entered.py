@@ -53,6 +53,19 @@ class Entered:
         return getattr(first, "loss", first)
 
 
+@dataclass(frozen=True)
+class AtHand:
+    """What can be called once more to see how a loss was computed.
+
+    Attributes:
+        call: (module, arguments, keyword arguments) of the last outermost call with gradients on.
+        entered: the function of the user's, called by a trainer, that made it.
+    """
+
+    call: tuple[torch.nn.Module, Any, Any] | None
+    entered: Entered | None
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     """In place of a trainer's log."""
 

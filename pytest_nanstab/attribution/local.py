@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_nanstab.attribution import asserted, slices
 from pytest_nanstab.attribution.account import Known, retold
+from pytest_nanstab.attribution.entered import AtHand
 from pytest_nanstab.attribution.growth import Growth, explosion_in
 from pytest_nanstab.attribution.keeping import kept
 from pytest_nanstab.attribution.origin import is_intended, origin_of
@@ -49,6 +50,7 @@ class Hint:
         leaves: the tensors whose gradients are bad.
         closure: the function that an optimizer has called to compute the loss.
         frames: the user's functions that were running at the `backward()`, the innermost first.
+        at_hand: what the bad value was computed from, where that may not be the last call.
     """
 
     spot: tuple[str, int] | None = None
@@ -56,6 +58,7 @@ class Hint:
     leaves: Sequence[Tensor] = ()
     closure: Any = None
     frames: Sequence[FrameType] = ()
+    at_hand: AtHand | None = None
 
 
 def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
@@ -150,18 +153,19 @@ class _Way:
 
 
 def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
+    at_hand = hint.at_hand or region.outputs.at_hand()
     leaves = hint.leaves if finding.kind == "nonfinite-gradient" else None
     if finding.kind in ("nonfinite-loss", "nonfinite-gradient", "nonfinite-input"):
         for found in _slices(hint):
             yield _Way(_of_loss(found.run, leaves), found.given(), found.verdict().owners)
-        entered = region.outputs.entered()
+        entered = at_hand.entered
         function = None if entered is None else entered.function()
         if entered is not None and function is not None:
             verdict = verdict_on_call(MethodType(function, entered.arguments[0]))
             if verdict.pure:
                 owners = [*verdict.owners, entered.arguments[0]]
                 yield _Way(_of_loss(entered.loss, leaves), entered.arguments, owners)
-    call = hint.call if hint.call is not None else region.outputs.last_call()
+    call = hint.call if hint.call is not None else at_hand.call
     if call is not None:
         verdict = verdict_on_call(call[0])
         if verdict.pure:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pytest_nanstab.attribution.entered import AtHand
 from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.ranks.sharding import ShardedNorm, norm_over
@@ -34,6 +35,8 @@ class GradientJudge:
         self.tallies = Tallies()
         self.scaling = scaling.Scaling()
         self.early: GradientNorm | None = None  # of all parameters that have a gradient, before any optimizer is known
+        # What the backward that first left something bad was computed from: others may follow before the step.
+        self._broken_by: AtHand | None = None
         self._skip_spot: tuple[str, int] | None = None
         self._skip_made: Made | None = None
 
@@ -102,7 +105,8 @@ class GradientJudge:
                 name = region.names.label(optimizer, parameter)
                 kind = type(optimizer).__name__
                 finding = verdicts.gradient(region.run.steps, name, parameter.grad, spot, optimizer=kind)
-                region.report(finding, region.behind(parameter.grad), Hint(leaves=_bad_leaves(parameters)))
+                hint = Hint(leaves=_bad_leaves(parameters), at_hand=self._broken_by)
+                region.report(finding, region.behind(parameter.grad), hint)
                 return
         clip = next((c for c in clips if c.raw is not None and not math.isfinite(c.raw)), None)
         if clip is not None and clip.raw is not None:
@@ -151,10 +155,15 @@ class GradientJudge:
     @torch_private.past_modes
     def arrived(self) -> None:
         """A backward has run: what it left is what clips, by function or by hand, will change."""
-        region, scale = self._region, self.scaling.scale or 1.0
+        region, scale, finite = self._region, self.scaling.scale or 1.0, True
         for norm in self._known_norms():
             if norm.look(region.backwards, scale):
                 region.gradients_arrived(norm.parameters, scale)
+                finite = finite and (norm.left is None or math.isfinite(norm.left))
+        if finite:
+            self._broken_by = None
+        elif self._broken_by is None:
+            self._broken_by = region.outputs.at_hand()
 
     def _known_norms(self) -> list[GradientNorm]:
         """Those of the optimizers seen so far; before the first step, that of all parameters of the modules seen."""
@@ -162,8 +171,9 @@ class GradientJudge:
         if held:
             self.early = None
         elif self.early is None or not self.early.parameters or any(p.grad is None for p in self.early.parameters):
-            parameters = (p for root in self._region.names.roots() for p in root.parameters())
-            self.early = norm_over([p for p in parameters if p.grad is not None])
+            # One outermost module may hold another: a trainer's own module, and the network that it calls.
+            parameters = {id(p): p for root in self._region.names.roots() for p in root.parameters()}
+            self.early = norm_over([p for p in parameters.values() if p.grad is not None])
         return held or [norm for norm in (self.early,) if norm is not None]
 
     @torch_private.past_modes

@@ -63,6 +63,7 @@ class LossJudge:
         pending.data = region.outputs.bad_data()
         pending.made = region.behind(tensors)
         pending.frames = list(user_frames())
+        pending.at_hand = region.outputs.at_hand()
         pending.watch_clearing(self._clearing)
         region.alert = True
 
@@ -118,7 +119,7 @@ class LossJudge:
         pending = self._region.pending
         used = None if pending is None else pending.used_by(parameters)
         if pending is not None and used:
-            self._report(pending, Hint(spot=pending.spot, frames=pending.frames))
+            self._report(pending, _hint(pending))
         elif used is False:
             self._discard()
 
@@ -217,9 +218,14 @@ class LossJudge:
         """The mean of an empty batch is NaN, its gradients are 0: a test that looks at gradients alone may want it."""
         __tracebackhide__ = True
         if self._region.options.dense or self._region.run.steps or not pending.left_finite():
-            self._report(pending, Hint(spot=pending.spot, frames=pending.frames))
+            self._report(pending, _hint(pending))
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""
         self.drop()
         self._evaluated = None
+
+
+def _hint(pending: PendingLoss) -> Hint:
+    """What was at hand when the loss was differentiated: by the step, other batches may have been."""
+    return Hint(spot=pending.spot, frames=pending.frames, at_hand=pending.at_hand)

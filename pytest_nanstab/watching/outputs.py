@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from pytest_nanstab.attribution.entered import Entered, entered_from
+from pytest_nanstab.attribution.entered import AtHand, Entered, entered_from
 from pytest_nanstab.attribution.source import put_in_by_the_test, user_spot
 from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.pending import nodes_of
@@ -215,7 +215,11 @@ class OutputWatch:
         finally:
             self._installed = was_installed
 
-    def last_call(self) -> tuple[nn.Module, Any, Any] | None:
+    def at_hand(self) -> AtHand:
+        """What the next loss to be differentiated was probably computed from."""
+        return AtHand(self._last_call(), self._entered())
+
+    def _last_call(self) -> tuple[nn.Module, Any, Any] | None:
         """(module, arguments, keyword arguments) of the last outermost call with gradients on, if they are at hand."""
         for reference, args, kwargs, _ in reversed(list(self.recent.values())):
             module = reference()
@@ -230,7 +234,7 @@ class OutputWatch:
             if module is not None:
                 yield from inputs_of(type(module).__name__, args, kwargs)
 
-    def entered(self) -> Entered | None:
+    def _entered(self) -> Entered | None:
         """The user's function that a trainer has called and that made the last such call."""
         return next((fed[3] for fed in reversed(list(self.recent.values())) if fed[3] is not None), None)
 

@@ -15,6 +15,7 @@ from pytest_nanstab.watching.measure import extent, plain
 from pytest_nanstab.watching.patches import Patches
 
 if TYPE_CHECKING:
+    from pytest_nanstab.attribution.entered import AtHand
     from pytest_nanstab.attribution.history import Made
 
 _MAX_NODES = 200_000
@@ -38,6 +39,7 @@ class PendingLoss:
         self.data: tuple[str, str, dict[str, Any]] | None = None
         self.made: Made | None = None  # the traced operation behind it
         self.frames: list[FrameType] = []  # the user's functions that computed it: they may have returned by the step
+        self.at_hand: AtHand | None = None  # what it was computed from
         self.cleared = False
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
             (leaf, leaf.grad, _version(leaf.grad)) for leaf in {id(c): c for c in candidates}.values()
