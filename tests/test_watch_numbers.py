@@ -480,7 +480,7 @@ def test_a_module_called_by_itself_and_in_its_owner_counts_once():
     optimizer = torch.optim.SGD(whole.parameters(), 0.01)
     expected = []
 
-    def closure():
+    def closure(x, y):
         optimizer.zero_grad()
         (loss_of(whole, x, y) + loss_of(whole[0], x, y)).backward()
         expected.append(torch.cat([p.grad.flatten() for p in whole.parameters()]).norm().item())
@@ -488,6 +488,6 @@ def test_a_module_called_by_itself_and_in_its_owner_counts_once():
 
     with watch() as run:
         for x, y in batches(2):
-            optimizer.step(closure)
+            optimizer.step(lambda x=x, y=y: closure(x, y))
     assert run.grad_norm == pytest.approx(expected)
     assert run.clipped_grad_norm == pytest.approx(expected)
