@@ -26,19 +26,25 @@ def family():
     ]
 
 
-SWITCHES = ("foreach", "fused", "capturable", "differentiable", "maximize", "amsgrad", "nesterov", "centered")
+SWITCHES = ["foreach", "fused", "maximize", "amsgrad", "nesterov", "centered"]
+SWITCHES += ["capturable"] if torch.cuda.is_available() else []  # torch refuses it on a CPU
+
+
+def plainly(kind):
+    """At its full rate LBFGS with its line search diverges on this problem, which would be found."""
+    return {"lr": 0.1} if kind is torch.optim.LBFGS else {}
 
 
 def variants():
     """(class, arguments) of each optimizer as it comes, and with each of its switches on."""
     for kind in family():
-        yield pytest.param(kind, {}, id=kind.__name__)
+        yield pytest.param(kind, plainly(kind), id=kind.__name__)
         taken = inspect.signature(kind.__init__).parameters
         for name in SWITCHES:
             if name in taken and taken[name].default in (None, False):
                 more = {"momentum": 0.9} if name == "nesterov" else {}
                 yield pytest.param(kind, {name: True, **more}, id=f"{kind.__name__}-{name}")
-    yield pytest.param(torch.optim.LBFGS, {"line_search_fn": "strong_wolfe"}, id="LBFGS-strong_wolfe")
+    yield pytest.param(torch.optim.LBFGS, {"lr": 0.1, "line_search_fn": "strong_wolfe"}, id="LBFGS-strong_wolfe")
     yield pytest.param(torch.optim.SGD, {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}, id="SGD-momentum")
     yield pytest.param(torch.optim.Adam, {"lr": torch.tensor(1e-3)}, id="Adam-tensor lr")
 
@@ -140,6 +146,35 @@ def test_the_family_is_large():
     for name in ("foreach", "fused"):
         model = model_for(torch.optim.Adam)
         trained(model, torch.optim.Adam(model.parameters(), **{name: True}))
+
+
+def through_the_step(kind, fault=None):
+    """Differentiate a rate through a step, as meta-learning does: the parameters are no leaves."""
+    model, rate = model_for(kind), torch.tensor(0.1, requires_grad=True)
+    parameters = {name: p.detach().mul(1.0 + 0 * rate).requires_grad_() for name, p in model.named_parameters()}
+    for p in parameters.values():
+        p.retain_grad()
+    optimizer = kind(list(parameters.values()), differentiable=True)
+    loss = torch.func.functional_call(model, parameters, (torch.ones(2, 4),)).square().mean()
+    (loss * (NAN if fault else 1.0)).backward()
+    optimizer.step()
+    return list(parameters.values())
+
+
+DIFFERENTIABLE = [k for k in family() if "differentiable" in inspect.signature(k.__init__).parameters]
+
+
+@pytest.mark.parametrize("kind", DIFFERENTIABLE)
+def test_a_step_with_a_graph(kind):
+    """`differentiable=True`: the watch neither breaks nor lengthens the graph."""
+    plain = through_the_step(kind)
+    with watch(on_instability="record") as run:
+        watched = through_the_step(kind)
+        assert all(map(torch.equal, plain, watched))
+        assert (run.steps, run.findings) == (1, [])
+        through_the_step(kind, "loss")
+    # What is no leaf keeps its gradient without anybody's having stored it there: the step alone tells of the loss.
+    assert kinds(run.findings[:1]) in (["nonfinite-loss"], ["nonfinite-gradient"])
 
 
 @every_way
@@ -353,7 +388,7 @@ def test_groups_that_change(ask):
     assert run.grad_norm == pytest.approx(norms, rel=1e-5)
     (finding,) = ask(lambda: unfreezing("gradient"))[:1]
     assert (finding.kind, finding.step) == ("nonfinite-gradient", 5)
-    assert finding.module == "0"
+    assert "0.weight" in finding.message
     assert ask(unfreezing) == []
 
 
@@ -386,8 +421,14 @@ def test_steps_inside_the_backward_pass(ask):
     assert all(map(torch.equal, plain, watched))
     assert (run.steps, run.findings) == (STEPS * 8, [])
     for fault in ("loss", "gradient"):
-        (finding,) = ask(lambda fault=fault: stepping_inside_backward(fault))[:1]
-        assert (finding.kind, finding.step) == (f"nonfinite-{fault}", 8 * (BAD - 1) + 1)
+        left = []
+        (finding,) = ask(lambda fault=fault, left=left: left.extend(stepping_inside_backward(fault)))[:1]
+        if ask.__name__ == "sampled" and fault == "gradient":  # beyond the steps judged in any case
+            assert finding.step <= STEPS * 8
+        else:
+            assert (finding.kind, finding.step) == (f"nonfinite-{fault}", 8 * (BAD - 1) + 1)
+        alone = stepping_inside_backward(fault)
+        assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(alone, left, strict=False))
 
 
 @every_way

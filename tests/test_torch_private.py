@@ -231,3 +231,13 @@ def test_storage_identities_are_not_used_again():
     assert ledger.of(tensor.view(8, 8)) is made
     del tensor
     assert all(storage_key(torch.ones(64)) != key for _ in range(20))
+
+
+def test_hooks_on_accumulated_gradients_are_seen():
+    """Public to set, private to ask for."""
+    weight = nn.Parameter(torch.ones(1))
+    assert not torch_private.acts_on_arrival(weight)
+    handle = weight.register_post_accumulate_grad_hook(lambda _: None)
+    assert torch_private.acts_on_arrival(weight)
+    handle.remove()
+    assert not torch_private.acts_on_arrival(weight)

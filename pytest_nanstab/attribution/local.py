@@ -29,7 +29,7 @@ from pytest_nanstab.attribution.purity import verdict_on_call
 from pytest_nanstab.attribution.source import RUNNER, is_user_file
 from pytest_nanstab.attribution.tracing import LocalTrace, optimizers_of
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.watching import measure
+from pytest_nanstab.watching import measure, torch_private
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.pending import leaves_of
 
@@ -244,6 +244,9 @@ def _behind_gradient(trace: LocalTrace, loss: Any, leaves: Sequence[Tensor]) -> 
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         return None
     every = {id(leaf): leaf for leaf in (*leaves, *leaves_of(loss))}.values()
+    if any(map(torch_private.acts_on_arrival, every)):  # steps an optimizer, say; `grad` does not call it
+        reached = [leaf for leaf in leaves if leaf.requires_grad]
+        return trace.behind([g for g in torch.autograd.grad(loss, reached, allow_unused=True) if g is not None])
     kept = [(leaf, leaf.grad) for leaf in every]
     try:
         for leaf, _ in kept:

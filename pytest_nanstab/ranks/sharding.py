@@ -7,7 +7,7 @@ the ranks meet at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -74,7 +74,7 @@ class ShardedNorm(GradientNorm):
     hold this model this is the square of the whole, however many copies there are.
     """
 
-    def __init__(self, parameters: list[Tensor], groups: int = 1) -> None:
+    def __init__(self, parameters: list[Tensor], groups: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(parameters, groups)
         self._parts = [shards(parameter) for parameter in parameters]
 
@@ -100,7 +100,7 @@ class ShardedNorm(GradientNorm):
         return None
 
 
-def norm_over(parameters: list[Tensor], groups: int = 1) -> GradientNorm:
+def norm_over(parameters: list[Tensor], groups: Sequence[Mapping[str, Any]] = ()) -> GradientNorm:
     """What measures the gradients of these parameters."""
     kind = ShardedNorm if any_sharded(parameters) else GradientNorm
     return kind(parameters, groups)

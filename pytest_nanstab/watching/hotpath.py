@@ -13,6 +13,8 @@ from pytest_nanstab.attribution.constructions import record
 from pytest_nanstab.watching import state, torch_private
 from pytest_nanstab.watching.pending import objective
 
+traced, compiles = torch_private.traced, torch_private.compiles
+
 if TYPE_CHECKING:
     from pytest_nanstab.watching.region import Region
 
@@ -29,7 +31,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     bound = sys.float_info.max if stated is None else min(stated.value, sys.float_info.max)
 
     # The parameters as `Tensor.backward` gives them: handing on `*args, **kwargs` costs more than all the rest here.
-    def backward(
+    def backward(  # noqa: PLR0912 - a call for each case would show in the time of a step
         tensors: Any,
         grad_tensors: Any = None,
         retain_graph: Any = None,
@@ -39,6 +41,8 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
         **more: Any,
     ) -> Any:
         nonlocal inside
+        if traced() or compiles() is not None:
+            return as_it_is(tensors, grad_tensors, retain_graph, create_graph, *others, inputs=inputs, **more)
         run = with_rest(original, others, more) if others or more else original
         # A backward inside a backward (reentrant checkpointing) is part of the outer one.
         if inside or not region.active:
@@ -79,6 +83,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
             look()
         return result
 
+    as_it_is = torch_private.untraced(backward)
     return backward
 
 
@@ -132,7 +137,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
             and not clips.calls
             and not counting
             and scaler.scale is None
-            and len(optimizer.param_groups) == norm.groups
+            and norm.fits(optimizer.param_groups)
         ):
             # The common step of an explicit test: nothing but a healthy norm within the limits.
             squared = norm.seen(region.backwards)
@@ -150,6 +155,8 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
         __tracebackhide__ = True
+        if traced() or compiles() is not None:
+            return as_it_is(optimizer, args, kwargs)
         if not region.active:
             return None
         norm = norms.get(id(optimizer))
@@ -165,6 +172,7 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
             count(optimizer, norm)
         return None
 
+    as_it_is = torch_private.untraced(before_step)
     return before_step
 
 
@@ -212,7 +220,7 @@ def clip_norm_of(region: Region) -> Callable[[Any], Any]:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
-            if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
+            if traced() or not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, max_norm, norm_type, *args, **kwargs)
             parameters, listed = as_list(parameters)
             if region.gradients.clips.calls:
@@ -234,7 +242,7 @@ def clip_value_of(region: Region) -> Callable[[Any], Any]:
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kwargs: Any) -> Any:
-            if not region.active or (region.run.steps + 1 < region.due and region.pending is None):
+            if traced() or not region.active or (region.run.steps + 1 < region.due and region.pending is None):
                 return original(parameters, clip_value, *args, **kwargs)
             parameters, listed = as_list(parameters)
             if region.gradients.clips.calls:
@@ -259,7 +267,8 @@ def entering(region: Region) -> Callable[[Any], Any]:
 
         @functools.wraps(original)  # TorchScript compiles it, from the source it finds by this
         def enter(self: Any) -> Any:
-            if region.active and getattr(self, "mode", True):  # inference_mode(False) switches nothing off
+            # inference_mode(False) switches nothing off
+            if not traced() and region.active and getattr(self, "mode", True):
                 wake()
             return original(self)
 
@@ -275,6 +284,8 @@ def constructing(region: Region) -> Callable[[Any], Any]:
         @functools.wraps(original)
         def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
+            if traced():
+                return
             record(self)
             region.constructed.add(self)
             if region.tracing is not None:
@@ -291,7 +302,7 @@ def switching(region: Region) -> Callable[[Any], Any]:
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def train(self: Any, mode: bool = True) -> Any:
-            if region.active and not mode:
+            if not traced() and region.active and not mode:
                 region.outputs.evaluating()
             return original(self, mode)
 
@@ -339,4 +350,20 @@ def scaler_patches(region: Region) -> dict[str, Callable[[Any], Any]]:
 
         return method
 
-    return {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
+    methods = {"scale": scale, "unscale_": unscale_, "step": step, "update": update}
+
+    def outside(make: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda original: outside_graphs(make(original))
+
+    return {name: outside(make) for name, make in methods.items()}
+
+
+def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ours that compiled code may call: it leaves its graph for it."""
+    as_it_is = torch_private.untraced(function)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        return (as_it_is if traced() or compiles() is not None else function)(*args, **kwargs)
+
+    return method

@@ -62,6 +62,7 @@ class LossJudge:
         pending.batch = region.context.get("batch")
         pending.data = region.outputs.bad_data()
         pending.made = region.behind(tensors)
+        pending.after_broken = any(state.bad_parameter(o) is not None for o in region.state.known())
         pending.frames = list(user_frames())
         pending.at_hand = region.outputs.at_hand()
         pending.watch_clearing(self._clearing)
@@ -135,7 +136,7 @@ class LossJudge:
         __tracebackhide__ = True
         region, call, name = self._region, self._call, None
         self.drop()
-        broken = region.state.broken(pending.step - 1) if region.run.steps else None
+        broken = region.state.broken(pending.step - 1) if region.run.steps and pending.after_broken else None
         if broken is not None:
             region.report(broken, pending.made)
             return

@@ -7,7 +7,8 @@ buffer with one call, and one dot product follows. In a large one it is memory t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,15 @@ class GradientNorm:
 
     Attributes:
         parameters: all parameters of the optimizer.
-        groups: how many parameter groups they came in.
         elements: how many numbers they are.
         backwards: the backward calls done when the optimizer was last judged.
         looked: the backward calls done when its gradients were last looked at right after one.
         by_hand: something was seen to change them behind the version counters of torch.
     """
 
-    def __init__(self, parameters: list[Tensor], groups: int = 1) -> None:
+    def __init__(self, parameters: list[Tensor], groups: Sequence[Mapping[str, Any]] = ()) -> None:
         self.parameters = parameters
-        self.groups = groups
+        self._groups = [(group["params"], len(group["params"])) for group in groups]
         self.backwards = self.looked = 0
         self._scale = 1.0
         self._exact: float | None = None
@@ -69,6 +69,15 @@ class GradientNorm:
         self._buffer = torch.zeros(sum(sizes), dtype=torch.float64 if double else torch.float32, device="cpu")
         pieces = torch.split(self._buffer, sizes)
         self._views = [piece.view(p.shape) for piece, p in zip(pieces, self._with, strict=True)]
+
+    def fits(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether an optimizer's parameter groups look as they did: none came, went, grew or was given another list."""
+        if len(groups) != len(self._groups):
+            return False
+        for group, (parameters, count) in zip(groups, self._groups, strict=True):
+            if group["params"] is not parameters or len(parameters) != count:
+                return False
+        return True
 
     def glance(self, backwards: int) -> bool:
         """`look` for the common case of a healthy norm without a loss scale; False where it takes more."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from pytest_nanstab.attribution.entered import AtHand, Entered, entered_from
@@ -167,6 +166,17 @@ class _Counter:
         return call
 
 
+# The watch that waits for the next outermost call: one at most.
+_LISTENING: list[OutputWatch] = []
+
+
+def _entering(module: nn.Module, _args: Any) -> None:
+    """The global hook: one function for all watches, since a compiled function is compiled anew for another."""
+    if not torch.compiler.is_compiling():
+        for watch in tuple(_LISTENING):
+            watch.enter(module)
+
+
 class OutputWatch:
     """Judges outermost outputs of one region, in the thread that opened it."""
 
@@ -175,7 +185,7 @@ class OutputWatch:
         self._dense = dense
         self._only = only
         self._installed = False
-        self._armed: RemovableHandle | None = None
+        self._armed = False
         self._transient: RemovableHandle | None = None
         self._counted: list[_Counter] = []
         self._misses = 0
@@ -246,7 +256,7 @@ class OutputWatch:
     @contextmanager
     def hidden(self) -> Iterator[None]:
         """Without the global hook for as long as torch looks for such hooks."""
-        was_armed = self._armed is not None
+        was_armed = self._armed
         self._disarm()
         try:
             yield
@@ -261,7 +271,7 @@ class OutputWatch:
 
     def gradients_off(self) -> None:
         """Somebody switched gradients off: probably an evaluation, perhaps of a module not seen so far."""
-        if self._armed is None and self._transient is None and (self._dense or self._misses < _MISSES):
+        if not self._armed and self._transient is None and (self._dense or self._misses < _MISSES):
             self._misses += 1
             if torch_private.compiling_now() is None:  # a hook that comes up now would be compiled in
                 self._arm()
@@ -282,13 +292,16 @@ class OutputWatch:
         return None
 
     def _arm(self) -> None:
-        if self._armed is None:
-            self._armed = register_module_forward_pre_hook(self._enter)
+        if not self._armed:
+            _LISTENING.append(self)
+            self._armed = True
+            torch_private.put_global_hook(_entering)
 
     def _disarm(self) -> None:
-        if self._armed is not None:
-            self._armed.remove()
-            self._armed = None
+        if self._armed:
+            _LISTENING.remove(self)
+            self._armed = False
+            torch_private.drop_global_hook(_entering)
 
     def _end_call(self) -> None:
         if self._transient is not None:
@@ -304,8 +317,9 @@ class OutputWatch:
     def _known(self, module: nn.Module) -> bool:
         return any(counter.module() is module for counter in self._counted)
 
-    def _enter(self, module: nn.Module, _args: Any) -> None:
-        if torch.compiler.is_compiling() or isinstance(module, torch.jit.ScriptModule) or not self._ours():
+    def enter(self, module: nn.Module) -> None:
+        """An outermost module is about to be called, or one of a script, or in another thread."""
+        if isinstance(module, torch.jit.ScriptModule) or not self._ours():
             return
         begun = perf_counter_ns()
         self._disarm()

@@ -39,6 +39,7 @@ class PendingLoss:
         self.data: tuple[str, str, dict[str, Any]] | None = None
         self.made: Made | None = None  # the traced operation behind it
         self.frames: list[FrameType] = []  # the user's functions that computed it: they may have returned by the step
+        self.after_broken = False  # whether a parameter was not finite before it was differentiated
         self.at_hand: AtHand | None = None  # what it was computed from
         self.cleared = False
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [

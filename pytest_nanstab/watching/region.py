@@ -162,7 +162,7 @@ class Region:
             self._patches.handle(register_optimizer_step_pre_hook(self.tracing.before_counting(self)))
         self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
         if self._wants_post_hook():
-            self._patches.handle(register_optimizer_step_post_hook(self._after_step))
+            self._patches.handle(register_optimizer_step_post_hook(hotpath.outside_graphs(self._after_step)))
         if self.headroom is not None:
             self.headroom.install()
         torch_private.hide_hooks(self._patches, self.outputs.hidden)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class _LetGo:
     """In place of the norm of an optimizer that is not held any more; it is held again when it is due."""
 
-    groups = 0
+    def fits(self, _groups: object) -> bool:
+        """It is not known any more."""
+        return False
 
     def glance(self, _backwards: int) -> bool:
         """It is not."""
@@ -87,7 +89,7 @@ class StateJudge:
             if len(self._held) > state.MAX_HELD:
                 self._release(self._held.pop(0))
         self._region.names.learn(parameters)
-        new = self.norms[id(optimizer)] = norm_over(parameters, len(optimizer.param_groups))
+        new = self.norms[id(optimizer)] = norm_over(parameters, optimizer.param_groups)
         new.backwards = norm.backwards if isinstance(norm, GradientNorm) else 0
         new.adopt(self._region.gradients.early)
         return new

@@ -66,6 +66,10 @@ group_store: Callable[[], Any] = (
 compiling_now: Callable[[], object] = _private("_guards.TracingContext.try_get", lambda: None)
 functorch_active: Callable[[], bool] = _private("_C._are_functorch_transforms_active", bool)
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("_C._functorch.is_functorch_wrapped_tensor", lambda _: False)
+# What compiles the functions that are called now: those that compiled code has left its graph for.
+compiles: Callable[[], object] = _private("_C._dynamo.eval_frame.get_eval_frame_callback", lambda: None)
+# Compiled code leaves its graph for such a function, and nothing in it is compiled; otherwise the hooks are, at length.
+_disable_dynamo: Any = _private("_disable_dynamo", lambda function: function)
 # Many small copies in one call: a third of the cost of a call per tensor.
 foreach_copy: Callable[..., None] = _private("_foreach_copy_", _copy_each)
 # The norms of many tensors in one call.
@@ -109,6 +113,11 @@ def unreadable(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def acts_on_arrival(parameter: Tensor) -> bool:
+    """Whether somebody's hook runs when a gradient has been accumulated; without this a repetition would run it too."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None))
+
+
 def closure_cell(function: Callable[..., Any], name: str = "func") -> CellType | None:
     """The cell in which a decorated torch function keeps the function it wraps; None if there is none.
 
@@ -149,6 +158,44 @@ def hide_hooks(patches: Any, hidden: Callable[[], AbstractContextManager[None]])
         return has_any_global_hook
 
     patches.attribute(module, "_has_any_global_hook", make)
+
+
+# -- a global hook that comes and goes ---------------------------------------------------------------------------------
+
+_global_pre_hooks: Any = _private("nn.modules.module._global_forward_pre_hooks", None)
+_handles: dict[Any, Any] = {}
+
+
+def put_global_hook(hook: Callable[..., Any]) -> None:
+    """Register a global forward pre-hook, each time under the number that it had before.
+
+    A compiled function that calls modules is compiled anew when the numbers of global hooks change. Without this it is
+    so each time that the hook comes back.
+    """
+    handle = _handles.get(hook)
+    if handle is None or _global_pre_hooks is None:
+        _handles[hook] = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    else:
+        _global_pre_hooks[handle.id] = hook
+
+
+def drop_global_hook(hook: Callable[..., Any]) -> None:
+    """Take a global hook away again."""
+    _handles[hook].remove()
+
+
+# -- outside of graphs -------------------------------------------------------------------------------------------------
+
+
+def untraced(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function for where `traced()`, or `compiles()` is not None: nothing in it is compiled. Loads dynamo."""
+
+    # One of its own: of a function that it is told to leave alone, dynamo may look into what is called.
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(*args, **kwargs)
+
+    wrapped: Callable[_P, _R] = _disable_dynamo(run)
+    return wrapped
 
 
 # -- a cheap hook on one module's calls --------------------------------------------------------------------------------
