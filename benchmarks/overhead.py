@@ -16,6 +16,7 @@ a table of its own.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -49,7 +50,7 @@ LIMITS = {
     "max_update_ratio": 1e9,
     "min_headroom_bits": 0.5,
 }
-PEERS = ("detect_anomaly", "isfinite")
+PEERS = ("detect_anomaly", "isfinite", "DebugUnderflowOverflow")
 DETECTORS = ("plain", "zero-change", "explicit", *LIMITS, *PEERS)
 
 
@@ -100,17 +101,34 @@ def isfinite(loop: Loop) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def underflow_overflow(loop: Loop) -> Iterator[None]:
+    """The detector of transformers, which cannot be taken away again by itself: its hooks are the model's only ones."""
+    from transformers.debug_utils import DebugUnderflowOverflow
+
+    DebugUnderflowOverflow(loop.model)
+    try:
+        yield
+    finally:
+        for module in loop.model.modules():
+            module._forward_hooks.clear()
+
+
 def around(detector: str, loop: Loop, region: Region | None) -> AbstractContextManager[object]:
     """The context in which a block of this detector runs."""
     if region is not None:
         return kept(region)
     if detector == "detect_anomaly":
         return anomaly()
+    if detector == "DebugUnderflowOverflow":
+        return underflow_overflow(loop)
     return isfinite(loop) if detector == "isfinite" else nullcontext()
 
 
 def applies(detector: str, workload: Workload) -> bool:
     """Whether there is anything for the detector to do; a forward pass alone has no gradients."""
+    if detector == "DebugUnderflowOverflow" and importlib.util.find_spec("transformers") is None:
+        return False
     return workload.trains or detector in ("plain", "zero-change", "explicit")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from plugin_runs import again
-from watched import every_way, kinds, zero_change
+from watched import every_way, kinds, raised, sampled, zero_change
 
 from pytest_nanstab import StabilityError, watch
 
@@ -85,7 +85,7 @@ LOSSES = [*FORMS, ("ReturnsDictionary", WAYS["32-true"]), ("Manual", WAYS["bf16-
 GRADIENTS = [*FORMS, ("Manual", WAYS["32-true"]), ("Manual", WAYS["bf16-mixed"])]
 
 
-@every_way
+@pytest.mark.parametrize("ask", [raised, sampled])
 @pytest.mark.parametrize(("form", "setting"), LOSSES)
 def test_a_loss_that_breaks(p, ask, setting, form):
     """The operation in `training_step` is named, at the step of the trainer."""
@@ -96,7 +96,7 @@ def test_a_loss_that_breaks(p, ask, setting, form):
     assert finding.op == "log"
 
 
-@every_way
+@pytest.mark.parametrize("ask", [raised, sampled])
 @pytest.mark.parametrize(("form", "setting"), GRADIENTS)
 def test_a_gradient_that_breaks(p, ask, setting, form):
     """A derivative of a finite loss; its forward line is named."""
