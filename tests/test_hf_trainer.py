@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import json
 import math
@@ -28,7 +27,7 @@ PROGRAMS = Path(__file__).parent / "programs_transformers.py"
 @pytest.fixture(scope="module")
 def p():
     """The programs: imported late, because collecting should not take as long as importing transformers."""
-    return importlib.import_module("programs_transformers")
+    return pytest.importorskip("programs_transformers", exc_type=ImportError)  # torch may be too old for it
 
 
 def at_word(finding, word):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 from pathlib import Path
 
@@ -25,7 +24,7 @@ PROGRAMS = Path(__file__).parent / "programs_lightning.py"
 @pytest.fixture(scope="module")
 def p():
     """The programs: imported late, because collecting should not take as long as importing Lightning."""
-    return importlib.import_module("programs_lightning")
+    return pytest.importorskip("programs_lightning", exc_type=ImportError)  # torch may be too old for it
 
 
 def at_word(finding, word):

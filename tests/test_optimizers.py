@@ -431,29 +431,3 @@ def test_steps_inside_the_backward_pass(ask):
             assert (finding.kind, finding.step) == (f"nonfinite-{fault}", 8 * (BAD - 1) + 1)
         alone = stepping_inside_backward(fault)
         assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(alone, left, strict=False))
-
-
-@every_way
-def test_an_error_of_the_optimizers_own_in_between(ask):
-    """The loop catches it and goes on; what follows is counted and judged."""
-
-    class Failing(torch.optim.SGD):
-        calls = 0
-
-        def step(self, closure=None):
-            self.calls += 1
-            if self.calls == 2:
-                raise RuntimeError("out of memory")
-            return super().step(closure)
-
-    def body(fault):
-        model = model_for(Failing)
-        optimizer = Failing(model.parameters(), 0.01)
-        for step in range(1, STEPS + 1):
-            optimizer.zero_grad()
-            (model(torch.ones(5, 4)).square().mean() * (NAN if fault and step == BAD else 1.0)).backward()
-            with contextlib.suppress(RuntimeError):
-                optimizer.step()
-
-    assert ask(lambda: body(False)) == []
-    assert kinds(ask(lambda: body(True))[:1]) == ["nonfinite-loss"]
