@@ -62,7 +62,7 @@ class LossJudge:
         pending.batch = region.context.get("batch")
         pending.data = region.outputs.bad_data()
         pending.made = region.behind(tensors)
-        pending.after_broken = any(state.bad_parameter(o) is not None for o in region.state.known())
+        pending.after_broken = any(not state.is_finite(c) for c in {id(c): c for c in candidates}.values())
         pending.frames = list(user_frames())
         pending.at_hand = region.outputs.at_hand()
         pending.watch_clearing(self._clearing)

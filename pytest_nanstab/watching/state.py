@@ -23,7 +23,7 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
 
 def bad_parameter(optimizer: Optimizer) -> Tensor | None:
     """The first parameter that holds a NaN or an infinity; those that take no gradient are what the user made them."""
-    return next((p for p in parameters_of(optimizer) if p.requires_grad and not _finite(p)), None)
+    return next((p for p in parameters_of(optimizer) if p.requires_grad and not is_finite(p)), None)
 
 
 def bad_state(optimizer: Optimizer) -> tuple[Tensor | None, str, Tensor] | None:
@@ -48,7 +48,7 @@ def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
 def bad_in_module(module: torch.nn.Module) -> tuple[str, str, Tensor] | None:
     """("parameter" or "buffer", name, tensor) of the first NaN, or infinite weight, a module carries into its call."""
     for name, parameter in module.named_parameters():
-        if not _finite(parameter):
+        if not is_finite(parameter):
             return "parameter", name, parameter
     for name, buffer in module.named_buffers():
         seen = measure.extent(buffer)
@@ -58,7 +58,8 @@ def bad_in_module(module: torch.nn.Module) -> tuple[str, str, Tensor] | None:
     return None
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds finite numbers alone, as far as it can be read."""
     seen = measure.extent(tensor)
     return seen is None or seen.finite
 
