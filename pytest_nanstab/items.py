@@ -259,9 +259,15 @@ def _hypothesis_of(item: pytest.Item) -> Any:
     return getattr(test, "hypothesis", None) if getattr(test, "is_hypothesis_test", False) is True else None
 
 
+def plain_id(item: pytest.Item) -> str:
+    """The id as a command line takes it: under `--dist loadgroup`, xdist appends "@" and the item's groups to it."""
+    plain = item.name if item.parent is None else f"{item.parent.nodeid}::{item.name}"
+    return plain if item.nodeid.startswith(f"{plain}@") else item.nodeid
+
+
 def again(item: pytest.Item, *, explicit: bool) -> str:
     """The command that runs the item alone, from where pytest was started."""
-    path, separator, names = item.nodeid.partition("::")
+    path, separator, names = plain_id(item).partition("::")
     try:
         path = Path(os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)).as_posix()
     except ValueError:  # another drive on Windows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -110,6 +110,16 @@ def _check_markers(item: pytest.Item, settings: Settings) -> None:
             raise
         # xdist would report a usage error of a worker as a crash: here the test itself says what is wrong.
         item.stash[_WRONG] = str(error)
+
+
+@pytest.hookimpl(optionalhook=True, trylast=True)  # a scheduler of the user's own goes first, xdist's comes after
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the suite items that share a training on one worker."""
+    try:
+        from pytest_nanstab.spreading import scheduler_for
+    except ImportError:  # an xdist whose schedulers are called otherwise spreads as it likes
+        return None
+    return scheduler_for(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.findings import jsonable
-from pytest_nanstab.items import WATCH, ItemWatch, carried, chain, limits_data, measured
+from pytest_nanstab.items import WATCH, ItemWatch, carried, chain, limits_data, measured, plain_id
 from pytest_nanstab.settings import SETTINGS, Settings
 from pytest_nanstab.suite.expand import RECORD
 
@@ -38,7 +38,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         record = watch.record() if watch is not None else None if case is None else _record_of_case(case)
         if record is not None:
             record["notes"] += item.stash.get(NOTES, [])
-            _carry(item, call, report, {"id": item.nodeid, **record, "outcome": _outcome(report, watch)})
+            _carry(item, call, report, {"id": plain_id(item), **record, "outcome": _outcome(report, watch)})
     elif call.when == "teardown":
         _forget(item)
 

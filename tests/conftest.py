@@ -3,6 +3,8 @@
 import os
 import sys
 
+import pytest
+
 pytest_plugins = ["pytester"]
 
 # On a build server pytest does not shorten the lines of its summary.
@@ -11,3 +13,14 @@ for name in ("CI", "BUILD_NUMBER"):
 
 # Inner test files are rewritten within a second: cached byte code of the same size would pass for the new file.
 sys.dont_write_bytecode = True
+
+# Each adds a line to the header, an ini key or a warning: inner sessions load those they are about, with -p.
+NEIGHBOURS = ("asyncio", "benchmark", "pytest_cov", "pytest_torch", "rerunfailures", "timeout")
+
+
+@pytest.fixture(autouse=True)
+def _without_neighbours(request, monkeypatch):
+    """Inner sessions do not load what happens to be installed beside us."""
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # it clears the variable
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in NEIGHBOURS))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import pytest
 
+from pytest_nanstab.items import plain_id
 from pytest_nanstab.settings import SETTINGS
 
 Tests: TypeAlias = "dict[str, dict[str, dict[str, Any]]]"  # test -> "cpu 32-true" -> entry
@@ -44,14 +45,14 @@ class BaselineFileError(ValueError):
 
 def file_of(item: pytest.Item) -> str:
     """The test file of an item, as its node id has it."""
-    return item.nodeid.partition("::")[0]
+    return plain_id(item).partition("::")[0]
 
 
 def item_name(item: pytest.Item) -> str:
     """The node id without the file and, for a suite, without the check: "test_gpt", "TestNets::test_net[4]"."""
     from pytest_nanstab.suite.expand import case_of
 
-    name = item.nodeid.partition("::")[2]
+    name = plain_id(item).partition("::")[2]
     case = case_of(item)
     if case is None:
         return name

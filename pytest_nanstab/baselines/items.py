@@ -11,6 +11,7 @@ import pytest
 from pytest_nanstab.baselines import files
 from pytest_nanstab.baselines.compare import CURVES, Entry, baseline_finding, compare, entry_of, nonfinite, spread_of
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.items import plain_id
 from pytest_nanstab.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class ItemBaselines:
     def _missing(self, key: Key) -> Finding:
         return baseline_finding(
             f"no baseline for {key.label}",
-            {"file": self._shown(), "again": f'pytest --nanstab-update "{self.item.nodeid}"'},
+            {"file": self._shown(), "again": f'pytest --nanstab-update "{plain_id(self.item)}"'},
             remedy="record it with the command below, read it, and commit the file",
         )
 
