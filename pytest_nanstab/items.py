@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shlex
 import unittest
@@ -19,6 +20,7 @@ from pytest_nanstab.arrival import Arrival, torch_is_here
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.ranks.place import command
 from pytest_nanstab.settings import ItemSettings
+from pytest_nanstab.uncounted import uncounted
 
 if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
@@ -73,12 +75,20 @@ class ItemWatch:
     def __enter__(self) -> ItemWatch:
         self.is_open = True
         if torch_is_here():
-            self._open()
+            with uncounted():
+                self._open()
         else:
             self._arrival.install()
         return self
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        with uncounted():
+            self._close(kind, error, traceback)
+
+    def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         __tracebackhide__ = True
@@ -122,6 +132,7 @@ class ItemWatch:
             explain=self._explain,
             defers=True,
             shares=self._item.nodeid if self.shares else None,
+            keeps_traceback=self.mode == "watched" and bool(self._item.config.getoption("usepdb", False)),
         )
         self._region = Region(options, {"again": again(self._item, explicit=explicit)})
         _REGIONS.add(self._region)
@@ -155,7 +166,7 @@ class ItemWatch:
             recorded = [finding for finding in recorded if not finding.is_nonfinite]
         self.findings = _unique([*raised_with, *recorded])
         if self.findings and not errors and self.mode == "watched":
-            raise _verdict(self.findings)
+            raise _verdict(self.findings).with_traceback(region.traceback)
 
     def kept_errors(self) -> list[BaseException]:
         """What others caught on pytest's behalf, and the test has failed with."""
@@ -224,6 +235,8 @@ def each_example(item: pytest.Item, start: Callable[[], ItemWatch]) -> Iterator[
     """
     from pytest_nanstab.replay import EXAMPLE, random_states
 
+    if torch_is_here():
+        importlib.import_module("pytest_nanstab.watching.region")  # not in the first example, which has a deadline
     handle = _hypothesis_of(item)
     inner = handle.inner_test
 
@@ -274,7 +287,8 @@ def again(item: pytest.Item, *, explicit: bool) -> str:
         path = str(item.config.rootpath / path)
     node = f"{path}{separator}{names}"
     quoted = shlex.quote(node) if any(char in node for char in '"$`\\!') else f'"{node}"'
-    return command(f"pytest {'' if explicit else '--nanstab '}{quoted}")
+    is_doctest = hasattr(item, "dtest") and item.config.getoption("doctestmodules", False)
+    return command(f"pytest {'' if explicit else '--nanstab '}{'--doctest-modules ' if is_doctest else ''}{quoted}")
 
 
 def limits_data(limits: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _watch_of(item: pytest.Item) -> ItemWatch | None:
         watch = ItemWatch(item, "explicit", settings_module.of_item(item, settings), **more)
     else:
         mode = "watched" if settings.mode == "all" else "report"
-        watch = ItemWatch(item, mode, settings_module.ItemSettings({}), **more)
+        watch = ItemWatch(item, mode, settings_module.of_unmarked(item), **more)
     item.stash[WATCH] = watch
     return watch
 
@@ -262,6 +262,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
         raise_kept(item)
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[Any]) -> None:
+    """Let a debugger begin at the user's line, not at ours or torch's."""
+    if node.config.getoption("usepdb", False) and "pytest_nanstab.errors" in sys.modules:
+        from pytest_nanstab.records import end_at_user
+
+        end_at_user(node, call)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -95,6 +95,16 @@ def _add_section(call: pytest.CallInfo[None], report: pytest.TestReport, record:
         report.sections.append(("nanstab", render([from_dict(finding) for finding in untold])))
 
 
+def end_at_user(node: pytest.Item | pytest.Collector, call: pytest.CallInfo[Any]) -> None:
+    """Cut the traceback of a stability failure behind the user's innermost line."""
+    failure = call.excinfo
+    if failure is not None and isinstance(failure.value, StabilityError):
+        from pytest_nanstab.reporting.failure import prune
+
+        prune(failure.value, own=str(node.path))
+        call.excinfo = prune(failure, own=str(node.path))
+
+
 def tidy(call: pytest.CallInfo[None]) -> None:
     """Leave only the user's own in the stability errors of a failure: frames of causes, lines in notes."""
     failure = None if call.excinfo is None else call.excinfo.value

@@ -76,6 +76,10 @@ def fixture_around(config: pytest.Config, scope: str) -> Iterator[None]:
 
 def remember_shared(item: pytest.Item) -> None:
     """The same for models and optimizers that other tests share: they are no part of the item's own setup."""
+    doctest = getattr(item, "dtest", None)
+    if _BEFORE in item.stash and doctest is not None:  # it forgets its module's names when it has run
+        names = dict(doctest.globs)
+        item.stash[_BEFORE].append(lambda: doctest.globs.update(names))
     if _BEFORE in item.stash and "torch" in sys.modules:
         shared = list(_shared(item))
         if shared:

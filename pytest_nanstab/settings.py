@@ -209,6 +209,13 @@ class ItemSettings:
     allow_nonfinite: frozenset[str] = frozenset()
 
 
+def of_unmarked(item: pytest.Item) -> ItemSettings:
+    """What a test is checked for that did not ask for it. A doctest that shows NaN in what it expects means it."""
+    wants = [example.want for example in getattr(getattr(item, "dtest", None), "examples", ())]
+    shows_nan = any(re.search(r"\bnan\b", want, re.IGNORECASE) for want in wants)
+    return ItemSettings({}, frozenset({"output"}) if shows_nan else frozenset())
+
+
 def of_item(item: pytest.Item, settings: Settings) -> ItemSettings:
     """Merge the item's markers, the closest last, on top of the session's limits, field by field.
 

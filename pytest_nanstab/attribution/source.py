@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
@@ -62,6 +62,17 @@ def variables_of(frame: FrameType) -> dict[str, Any]:
     if frame.f_code.co_flags & inspect.CO_OPTIMIZED and type(made) is dict and sys.getrefcount(made) <= _REFERENCES:
         made.clear()
     return variables
+
+
+def user_traceback(depth: int = 1) -> TracebackType | None:
+    """The user's frames of the current call stack, as an exception raised here would have them; they stay alive."""
+    frame: FrameType | None = sys._getframe(depth)
+    traceback = None
+    while frame is not None and RUNNER not in frame.f_code.co_filename:
+        if is_user_file(frame.f_code.co_filename):
+            traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return traceback
 
 
 def place(filename: str, line: int) -> str:

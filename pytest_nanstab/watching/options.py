@@ -32,6 +32,7 @@ class Options:
         defers: leave that to a rerun, where there will be one.
         shares: under which name findings are exchanged with other ranks at the end, where there are several; None keeps
             them here.
+        keeps_traceback: keep the user's frames at the first finding, for a debugger.
     """
 
     name: str = "watch"
@@ -48,6 +49,7 @@ class Options:
     explain: bool = True
     defers: bool = False
     shares: str | None = None
+    keeps_traceback: bool = False
 
     def limit(self, name: str) -> float | None:
         """The number of a limit, or None where the user states none."""

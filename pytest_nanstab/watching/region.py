@@ -23,8 +23,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from pytest_nanstab.attribution import local, plan
 from pytest_nanstab.attribution.local import Hint
-from pytest_nanstab.attribution.source import user_spot
+from pytest_nanstab.attribution.source import user_spot, user_traceback
 from pytest_nanstab.findings import Finding, error_from
+from pytest_nanstab.uncounted import uncounted
 from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verdicts
 from pytest_nanstab.watching.counter_judge import CounterJudge
 from pytest_nanstab.watching.details import Details
@@ -104,6 +105,7 @@ class Region:
         self.late: list[Finding] = []  # what only the end has shown
         self._elsewhere: list[Finding] = []
         self._has_enclosed = False  # a watch inside that used torch
+        self.traceback: TracebackType | None = None
         self._known: set[tuple[str, str | None, str | None]] = set()
         self._started = self._paused = perf_counter_ns()
         self._own = 0
@@ -234,13 +236,16 @@ class Region:
                 return
             self._rooted = True
             if made is None or self.tracing is None:
-                finding = self._explained_here(finding, hint)
+                with uncounted():
+                    finding = self._explained_here(finding, hint)
         if made is not None and self.tracing is not None:
             finding = self.tracing.told(finding, made, self)
         known = (finding.kind, finding.module, finding.source) in self._known
         self._known.add((finding.kind, finding.module, finding.source))
         if not known:
             self.findings.append(finding)
+        if self.options.keeps_traceback and self.traceback is None:
+            self.traceback = user_traceback()
         if self.finished:
             return
         if here:
