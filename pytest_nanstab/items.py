@@ -86,24 +86,30 @@ class ItemWatch:
     ) -> None:
         __tracebackhide__ = True
         with uncounted():
-            self._close(kind, error, traceback)
+            verdict = self._close(kind, error, traceback)
+        if verdict is not None:
+            raise verdict  # from here: pytest keeps the frames of a traceback, and this one refers to no tensor
 
     def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        __tracebackhide__ = True
+    ) -> StabilityError | None:
         self.is_open = False
         self._arrival.remove()
         region = self._region
         if region is None:
             self.findings = _unique(carried(error, *self._kept_errors()))
-            return
+            return None
         _close_inner(region)
         region.leave()
         if isinstance(error, _INTERRUPTS):
             region.__exit__(kind, error, traceback)
-        else:
-            self._conclude(region, error)
+            return None
+        return self._conclude(region, error)
+
+    def forget(self) -> None:
+        """Let go of what was measured on: a failure's traceback, and so this watch, may live on."""
+        self._region = self._users = None
+        self._failures.clear()
 
     def failed_inside(self, error: BaseException) -> None:
         """A subtest has failed, and the test goes on."""
@@ -146,18 +152,17 @@ class ItemWatch:
         """What unittest or subtests caught on pytest's behalf: such a test has failed although it raised nothing."""
         return [*self._failures, *(info.value for info in getattr(self._item, "_excinfo", None) or ())]
 
-    def _conclude(self, region: Region, error: BaseException | None) -> None:
-        """Judge what is only known at the end; raises for a test that has passed so far and should not."""
-        __tracebackhide__ = True
+    def _conclude(self, region: Region, error: BaseException | None) -> StabilityError | None:
+        """Judge what is only known at the end; returns what a test that has passed so far fails with."""
         errors = [raised for raised in (error, *self._kept_errors()) if raised is not None]
         raised_with = region.ranks.raised = list(carried(*errors))
         try:
             region.finish(quiet=bool(errors) or self.mode != "explicit", failed=bool(errors))
         except StabilityError as verdict:
             self.findings = verdict.findings
-            raise
+            return verdict.with_traceback(None)
         if any(isinstance(raised, _SKIPS) for raised in errors):
-            return
+            return None
         # What an explicit test raised and caught itself is consumed; what watching only recorded is not.
         recorded = region.late if self.mode == "explicit" else region.findings
         recorded = [finding for finding in recorded if not any(finding.is_like(raised) for raised in raised_with)]
@@ -166,7 +171,8 @@ class ItemWatch:
             recorded = [finding for finding in recorded if not finding.is_nonfinite]
         self.findings = _unique([*raised_with, *recorded])
         if self.findings and not errors and self.mode == "watched":
-            raise _verdict(self.findings).with_traceback(region.traceback)
+            return _verdict(self.findings).with_traceback(region.traceback)
+        return None
 
     def kept_errors(self) -> list[BaseException]:
         """What others caught on pytest's behalf, and the test has failed with."""

@@ -6,6 +6,7 @@ imported, not modules: a session inside a session forgets modules, and the packa
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -286,10 +287,13 @@ def pytest_runtest_makereport(
     if not _is_checked(item) and "pytest_nanstab.errors" not in sys.modules:
         return (yield)
     from pytest_nanstab.records import attach, tidy
-    from pytest_nanstab.replay import explain
+    from pytest_nanstab.replay import explain, forget
 
-    explain(item, call)
+    with contextlib.suppress(pytest.fail.Exception):  # the clock of pytest-timeout runs on while we explain
+        explain(item, call)
     tidy(call)
     report = yield
     attach(item, call, report)
+    if call.when == "teardown":
+        forget(item)
     return report

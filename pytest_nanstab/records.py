@@ -46,6 +46,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
 def _forget(item: pytest.Item) -> None:
     """Drop the measurements: items live as long as the session."""
     if WATCH in item.stash:
+        item.stash[WATCH].forget()
         del item.stash[WATCH]
     if RECORD in item.stash:
         del item.stash[RECORD]

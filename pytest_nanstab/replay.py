@@ -148,6 +148,14 @@ def _shared(item: pytest.Item) -> Iterator[Any]:
             yield value
 
 
+def forget(item: pytest.Item) -> None:
+    """Drop it when the test is over: items live as long as the session."""
+    keys: tuple[pytest.StashKey[Any], ...] = (_BEFORE, _KNOWN, EXAMPLE)
+    for key in keys:
+        if key in item.stash:
+            del item.stash[key]
+
+
 # -- after a failure ---------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""pytest-xdist: suite items that share a training stay together, a worker that dies takes nothing of the others along."""
+"""pytest-xdist: items that share a training stay together, a worker that dies takes nothing along."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pytest_nanstab.spreading import groups_of
 
 TRAINED = ["finite_steps", "finite_eval", "gradient_bounds", "headroom"]
 SUITE = [f"a.py::test_gpt[{check}]" for check in ("init_scale", "finite_data")] + [
-    f"a.py::test_gpt[{check}-{precision}]" for precision in ("32-true", "bf16-mixed") for check in (*TRAINED, "baseline")
+    f"a.py::test_gpt[{check}-{precision}]"
+    for precision in ("32-true", "bf16-mixed")
+    for check in (*TRAINED, "baseline")
 ]
 CLASSES = [f"b.py::TestNets::test_net[{check}-64-true-{width}]" for width in ("4", "8") for check in TRAINED]
 PLAIN_IDS = [f"a.py::test_plain[{number}]" for number in range(30)] + ["a.py::test_headroom", "a.py::test_x[32-true]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from types import CellType
 from typing import Any
@@ -24,11 +25,12 @@ class Patches:
     def attribute(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace `owner.name` by `make(original)`."""
         original = getattr(owner, name)
-        while (known := getattr(original, _ORIGINAL, None)) is not None and known[0] is original:
+        while (known := getattr(original, _ORIGINAL, None)) is not None and known[0]() is original:
             # Left over by somebody who saved ours while an earlier watch was on, and put it back afterwards.
             original = known[1]
         ours = make(original)
-        setattr(ours, _ORIGINAL, (ours, original))
+        # Weakly: a function that referred to itself would keep all that it closes over until the collector runs.
+        setattr(ours, _ORIGINAL, (weakref.ref(ours), original))
         setattr(owner, name, ours)
 
         def undo() -> None:

@@ -490,6 +490,7 @@ class Region:
 
     def _forget(self) -> None:
         """Drop every reference to the user's objects."""
+        self._underflow = None
         self.losses.forget()
         self.outputs.forget()
         self.options = replace(self.options, model=None)
