@@ -91,17 +91,21 @@ def test_reruns_of_what_is_not_ours(pytester):
 SLOW = """
 import time
 
+@pytest.mark.timeout(0.4, func_only=True)
 def test_watched():
     train(bad=2)
     while True: train()
 
+@pytest.mark.timeout(0.4, func_only=True)
 @pytest.mark.nanstab
 def test_marked():
     while True: train()
 
+@pytest.mark.timeout(0.4, func_only=True)
 @stability_suite(checks=["finite_steps"], steps=10**9)
 def test_suite(): return setup()
 
+@pytest.mark.timeout(0.4, func_only=True)
 def test_within_forward():
     class Slow(nn.Module):
         def forward(self, x): time.sleep(100)
@@ -124,7 +128,7 @@ def nothing_left():
 def test_timeout_by_signal(pytester):
     """A watched test that is cut short fails by that, keeps its finding, and leaves no hook to the next."""
     pytest.importorskip("pytest_timeout")
-    options = ("-p", "timeout", "--timeout=0.3", "--timeout-method=signal", "--nanstab", "--nanstab-report=r.json")
+    options = ("-p", "timeout", "--timeout-method=signal", "--nanstab", "--nanstab-report=r.json")
     ran = run_inside(pytester, UNTOUCHED + SLOW + AFTER, *options, "--tb=short")
     assert ran.outcomes == {
         **dict.fromkeys(("test_watched", "test_marked", "test_within_forward"), "failed"),
@@ -132,7 +136,7 @@ def test_timeout_by_signal(pytester):
         "test_still_found": "failed",
         "test_healthy": "passed",
     }
-    assert sum(line == "E   Failed: Timeout (>0.3s) from pytest-timeout." for line in ran.lines) == 4
+    assert sum(line == "E   Failed: Timeout (>0.4s) from pytest-timeout." for line in ran.lines) == 4
     assert kinds_in(pytester) == {
         "test_watched": ["nonfinite-loss"],
         "test_marked": [],
@@ -147,12 +151,14 @@ EXPLAINED_SLOWLY = """
 import time
 RUNS = []
 
+@pytest.mark.timeout(1.5)
 @pytest.mark.nanstab
 def test_rerun_is_slow():
     RUNS.append(1)
     if len(RUNS) > 1: time.sleep(100)
     train(bad=2)
 
+@pytest.mark.timeout(1.5)
 @pytest.mark.nanstab
 def test_judging_is_slow(monkeypatch):
     monkeypatch.setattr("pytest_nanstab.replay._first_steps", lambda *given: time.sleep(100))
@@ -165,7 +171,7 @@ def test_healthy(): train()
 def test_timeout_while_we_explain(pytester):
     """The clock runs on after the test has failed: the failure stands without its origin, and the session goes on."""
     pytest.importorskip("pytest_timeout")
-    options = ("-p", "timeout", "--timeout=1", "--timeout-method=signal", "--nanstab-report=r.json")
+    options = ("-p", "timeout", "--timeout-method=signal", "--nanstab-report=r.json")
     ran = run_inside(pytester, EXPLAINED_SLOWLY, *options)
     assert ran.outcomes == {
         "test_rerun_is_slow": "failed",

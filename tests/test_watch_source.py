@@ -71,3 +71,18 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert source.place("/home/somebody/a.py", 3) == "/home/somebody/a.py:3"
+
+
+def test_files_that_python_does_not_parse(tmp_path, monkeypatch):
+    """No syntax tree is no reason to fail: text that is no Python, too deep nesting, what CPython 3.11 says to it."""
+    files = {"good.py": "x = 1\n", "bad.py": "x = = 1\n", "null.py": "x = '\0'\n", "deep.py": "(" * 10_000}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = {name: source.parsed(str(tmp_path / name)) is not None for name in (*files, "missing.py")}
+    assert found == {"good.py": True, "bad.py": False, "null.py": False, "deep.py": False, "missing.py": True}
+
+    def refuse(text):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr(source.ast, "parse", refuse)
+    assert source.parsed(str(tmp_path / "good.py")) is None

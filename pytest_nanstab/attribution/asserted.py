@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import linecache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from pytest_nanstab.attribution.origin import is_intended, origin_of
-from pytest_nanstab.attribution.source import is_user_file, place, variables_of
+from pytest_nanstab.attribution.source import is_user_file, parsed, place, variables_of
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import measure
 
@@ -84,9 +83,8 @@ def _is_dotted(node: ast.AST) -> bool:
 
 def statement_at(filename: str, line: int) -> ast.stmt | None:
     """The innermost statement that covers a line of a file."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
+    tree = parsed(filename)
+    if tree is None:
         return None
     covering = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and n.lineno <= line <= (n.end_lineno or n.lineno)]
     return max(covering, key=lambda node: (node.lineno, -(node.end_lineno or 0)), default=None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-import linecache
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CellType
@@ -18,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_nanstab.attribution.source import is_user_file
+from pytest_nanstab.attribution.source import is_user_file, parsed
 
 # Calls whose effect is seen elsewhere, whoever they belong to.
 _EFFECTS = frozenset(
@@ -212,9 +211,8 @@ def source_of(function: Any) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lam
     code = getattr(function, "__code__", None)
     if code is None or not is_user_file(code.co_filename):
         return None
-    try:
-        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
-    except SyntaxError:
+    tree = parsed(code.co_filename)
+    if tree is None:
         return None
     if code.co_name == "<lambda>":
         found = [n for n in ast.walk(tree) if isinstance(n, ast.Lambda) and n.lineno == code.co_firstlineno]

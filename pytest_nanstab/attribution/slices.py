@@ -8,14 +8,13 @@ part of it; when it would have to be, there is no slice.
 from __future__ import annotations
 
 import ast
-import linecache
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any, Literal
 
 from pytest_nanstab.attribution.purity import Verdict, first_line, verdict_on
-from pytest_nanstab.attribution.source import variables_of
+from pytest_nanstab.attribution.source import parsed, variables_of
 
 # Contexts that only change how their block computes.
 _CONTEXTS = frozenset(
@@ -172,9 +171,8 @@ def _backward_in(statements: Iterable[ast.stmt]) -> int | None:
 
 def _home_of(scope: Scope) -> ast.AST | None:
     """The function's own node in its file, or the file's."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(scope.filename)))
-    except SyntaxError:
+    tree = parsed(scope.filename)
+    if tree is None:
         return None
     if scope.function == "<module>":
         return tree

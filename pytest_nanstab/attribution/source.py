@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import linecache
 import os
 import sys
 import sysconfig
@@ -29,6 +31,18 @@ def is_user_file(filename: str) -> bool:
     if any(part in filename for part in _LIBRARY_PARTS):
         return False
     return not filename.startswith(_STDLIB)
+
+
+# Beside text that is no Python: nested too deeply, and what CPython 3.11 raises for deep stacks.
+_UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError, SystemError)
+
+
+def parsed(filename: str) -> ast.Module | None:
+    """The syntax tree of a file; None of one that Python does not read."""
+    try:
+        return ast.parse("".join(linecache.getlines(filename)))
+    except _UNPARSED:
+        return None
 
 
 def user_frame(depth: int = 1) -> FrameType | None:

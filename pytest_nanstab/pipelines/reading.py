@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pytest_nanstab.attribution.source import parsed
+
 # What these give says nothing about the values.
 _SHAPES = re.compile(r"ndim|shape|size|dtypes?|columns|index|height|width|name|device")
 _SHAPE_CALLS = re.compile(r"len|isinstance|hasattr|type|id|callable")
@@ -78,10 +80,7 @@ def line_at(filename: str, number: int) -> Line:
 @lru_cache(maxsize=256)
 def _tree(filename: str) -> ast.Module | None:
     linecache.checkcache(filename)
-    try:
-        return ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
-        return None
+    return parsed(filename)
 
 
 def _statement_at(tree: ast.Module, number: int) -> ast.stmt | None:
