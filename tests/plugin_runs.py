@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,6 +108,12 @@ def run_inside(pytester: pytest.Pytester, body: str, *arguments: str, **files: s
 def again(pytester: pytest.Pytester, *arguments: str) -> Ran:
     """Run the same files with other arguments."""
     return Ran(pytester.runpytest_inprocess(*PLAIN, "-rA", "-W", "error", *arguments))
+
+
+def kinds_in(pytester: pytest.Pytester, report: str = "r.json") -> dict[str, list[str]]:
+    """The kinds of the findings of every test of a JSON report, by the test's name."""
+    tests = json.loads((pytester.path / report).read_text(encoding="utf-8"))["tests"]
+    return {test["id"].rpartition("::")[2]: [finding["kind"] for finding in test["findings"]] for test in tests}
 
 
 def run_outside(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Ran:

@@ -239,7 +239,8 @@ def test_healthy(): train()
 
 
 # With the others xdist itself gives the test that crashed to the next worker, until none is left.
-@pytest.mark.parametrize("dist", ["load", pytest.param("worksteal", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dist", ["load", "worksteal"])
 def test_a_worker_dies(pytester, monkeypatch, dist):
     """Its test is xdist's to report; the findings of all others are there, once each, on the screen and in the JSON."""
     pytester.makepyfile(test_it=TRAINING + CRASH)
