@@ -44,8 +44,7 @@ def gradient_findings(trained: Trained) -> list[Finding]:
         lost = [found for found in (_depth(trained, exploded=bool(growing)),) if found is not None]
     found = [*growing, *lost, *stuck_findings(trained)]
     context = dict(trained.context or {})
-    told = telemetry(trained.run)
-    return [replace(finding, evidence={**context, **finding.evidence, **told}) for finding in found]
+    return [replace(f, evidence={**context, **f.evidence, **telemetry(trained.run, f)}) for f in found]
 
 
 # --- growth over the run

@@ -54,8 +54,6 @@ _ALLOWANCE_NS = 1_000_000
 # Steps judged in any case: short tests must not depend on the machine's speed. Where a pass over all parameters shows
 # in the time of a step, there are fewer.
 _FIRST, _FIRST_LARGE, _LARGE = 20, 2, 1_000_000
-# Phases of findings to which the steps before say nothing.
-_WITHOUT_HISTORY = ("data", "init", "eval")
 _UNSEEN = 2  # the clock sees about half of what our own work costs
 
 
@@ -267,11 +265,8 @@ class Region:
 
     def _in_context(self, finding: Finding) -> Finding:
         names = {} if self.options.name == "watch" else {"watch": self.options.name}
-        silent = finding.phase in _WITHOUT_HISTORY or finding.kind == "lost-precision"
-        told = {} if self.details is None or silent else telemetry(self.run)
-        evidence = {**self.context, **names, **finding.evidence, **told}
-        fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
-        return Finding(**{**fields, "evidence": evidence})
+        told = {} if self.details is None else telemetry(self.run, finding)
+        return replace(finding, evidence={**self.context, **names, **finding.evidence, **told})
 
     # -- told by the hot path ----------------------------------------------------------------------------------------
 

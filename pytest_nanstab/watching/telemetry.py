@@ -7,11 +7,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching.run import Run
 
 FEWEST = 3  # steps that make a history
 _HEAD, _TAIL = 2, 5
 _SOME = 4  # steps at either end whose median counts
+# Phases of findings to which the steps before say nothing.
+_WITHOUT_HISTORY = ("data", "init", "eval")
 _MOVED = 3.0  # below this nothing has grown
 _COLUMNS = (
     ("loss", "loss"),
@@ -76,9 +79,10 @@ def movers(run: Run, most: int = 3) -> str | None:
     return ", ".join(told) or None
 
 
-def telemetry(run: Run) -> dict[str, Any]:
-    """Both, as evidence; nothing where there is no history to tell."""
-    rows = history(run)
+def telemetry(run: Run, finding: Finding) -> dict[str, Any]:
+    """Both, as evidence of a finding; nothing where there is no history to tell, or it says nothing."""
+    silent = finding.phase in _WITHOUT_HISTORY or finding.kind == "lost-precision"
+    rows = [] if silent else history(run)
     if not rows:
         return {}
     moved = movers(run)
