@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.ranks.prints import Print, are_equal, digest, fingerprint
-from pytest_nanstab.ranks.sharding import is_sharded, shard_label, shards
+from pytest_nanstab.ranks.sharding import is_sharded, ranks_label, shard_label, shards
 
 _LOOKS = 2  # steps at which gradients are compared
 _SHARE = 0.5  # of the parameters whose gradients must be equal for the ranks to train one model
@@ -51,6 +52,7 @@ class Parameters:
     def __init__(self) -> None:
         self._seen: dict[str, Seen] = {}
         self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._counts: Counter[str] = Counter()
         self._excused = False  # the ranks part on purpose
 
     def stepping(
@@ -78,15 +80,14 @@ class Parameters:
         self._excused = self._excused or excused
         for parameter in parameters:
             if self._of(parameter) is None:
-                seen = self._begin(
-                    parameter, (names.get(id(parameter)) or otherwise(parameter)) + shard_label(parameter)
-                )
+                label = shard_label(parameter) + wrapped.get(id(parameter), "")
+                seen = self._begin(parameter, (names.get(id(parameter)) or otherwise(parameter)) + label)
                 if id(parameter) in wrapped:
                     seen.tied = "wrapped in DistributedDataParallel"
 
     def _begin(self, parameter: Tensor, name: str) -> Seen:
-        several = sum(known.partition(" #")[0] == name for known in self._seen)
-        name = f"{name} #{several + 1}" if several else name
+        self._counts[name] += 1
+        name = f"{name} #{self._counts[name]}" if self._counts[name] > 1 else name
         self._names[id(parameter)] = (weakref.ref(parameter), name)
         tied = "a copy of a distributed tensor" if is_sharded(parameter) else None
         eps = torch.finfo(parameter.dtype).eps
@@ -122,19 +123,22 @@ def _has_copies(parameter: Tensor) -> bool:
     return not is_sharded(parameter) or shards(parameter) < parameter.device_mesh.size()  # type: ignore[attr-defined]
 
 
-def _data_parallel() -> tuple[set[int], bool]:
-    """(ids of the parameters that DistributedDataParallel keeps equal, whether one lets them part on purpose)."""
+def _data_parallel() -> tuple[dict[int, str], bool]:
+    """What DistributedDataParallel keeps equal: among which ranks, by the ids of the parameters, and whether
+    one lets them part on purpose."""
     from torch.nn.parallel import DistributedDataParallel
 
-    wrapped: set[int] = set()
+    wrapped: dict[int, str] = {}
     for obj in gc.get_objects():
         if not issubclass(type(obj), DistributedDataParallel):
             continue
         hooks = [getattr(hook, "__qualname__", "") for hook, *_ in getattr(obj, "_comm_hooks", ())]
         if any("localsgd" in name.lower().replace("_", "") for name in hooks):
-            return set(), True
+            return {}, True
         ignored = getattr(obj, "parameters_to_ignore", ())
-        wrapped |= {id(p) for name, p in obj.module.named_parameters() if name not in ignored and p.requires_grad}
+        among = ranks_label(torch.distributed.get_process_group_ranks(obj.process_group))
+        kept = [p for name, p in obj.module.named_parameters() if name not in ignored and p.requires_grad]
+        wrapped |= {id(parameter): among for parameter in kept}
     return wrapped, False
 
 

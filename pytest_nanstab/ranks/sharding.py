@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
@@ -53,9 +54,15 @@ def shard_label(tensor: Tensor) -> str:
     """Which part of a tensor lies on this rank: equal on the ranks that hold copies of it; "" for whole ones."""
     if not is_sharded(tensor):
         return ""
-    coordinate = tensor.device_mesh.get_coordinate() or []  # type: ignore[attr-defined]
-    held = [str(at) for at, placed in zip(coordinate, _placements(tensor), strict=False) if placed.is_shard()]
-    return f" shard {'.'.join(held)}" if held else ""
+    mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
+    at = zip(mesh.get_coordinate() or [], _placements(tensor), strict=False)
+    held = [str(place) for place, placed in at if placed.is_shard()]
+    return (f" shard {'.'.join(held)}" if held else "") + ranks_label(mesh.mesh.flatten().tolist())
+
+
+def ranks_label(ranks: Sequence[int]) -> str:
+    """The ranks that hold something together, where it is not all of them."""
+    return "" if len(ranks) == torch.distributed.get_world_size() else f" of ranks {', '.join(map(str, ranks))}"
 
 
 def is_partial(tensor: Tensor) -> bool:

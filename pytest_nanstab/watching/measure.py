@@ -85,8 +85,8 @@ def _attributes(obj: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tens
 def plain(tensor: Tensor) -> Tensor | None:
     """A dense, real view of the tensor's numbers without gradients, or None when it has none to look at.
 
-    None for integers, bools, meta tensors, functorch's wrappers, whatever a CUDA graph is capturing, and subclasses
-    that keep their numbers elsewhere (fake and quantised ones). Sparse and nested tensors give their values,
+    None for integers, bools, meta tensors, functorch's wrappers, whatever a CUDA graph is capturing, weights whose
+    memory was given back (`fully_shard`), and subclasses that keep their numbers elsewhere (fake and quantised ones). Sparse and nested tensors give their values,
     distributed ones the local shard, complex ones their real and imaginary parts.
     """
     if is_lazy(tensor) or torch_private.unreadable(tensor):
@@ -103,7 +103,7 @@ def plain(tensor: Tensor) -> Tensor | None:
     tensor = _dense(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    if not tensor.is_floating_point() or tensor.numel() == 0:
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.untyped_storage().nbytes() == 0:
         return None
     return tensor if tensor.element_size() > 1 else tensor.float()
 

@@ -130,6 +130,12 @@ def test_ddp_learning_rates_differ():
     train(model, optimizer=torch.optim.SGD(model.parameters(), 0.1 if dist.get_rank() else 0.11))
 
 
+def test_ddp_in_groups_of_their_own():
+    """healthy: each group trains a model of its own"""
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    train(DistributedDataParallel(net(seed=dist.get_rank()), process_group=groups[dist.get_rank()]))
+
+
 # -- averaged by hand --------------------------------------------------------------------------------------------------
 
 
@@ -487,6 +493,12 @@ def test_evaluation_of_one_rank():
         DistributedDataParallel(net()),
         lambda m, x: m(x).pow(2).mean() * (1 if m.training or rank == 0 else float("nan")),
     )
+
+
+def test_no_search(nanstab):
+    """healthy: it is refused before any rank could wait for another"""
+    with pytest.raises(RuntimeError, match="what one process sees"):
+        nanstab.search(setup_of(DistributedDataParallel(net())))
 
 
 @stability_suite(steps=12)
