@@ -31,6 +31,7 @@ LIMIT_HELP = {
     "min_headroom_bits": "smallest log2(finfo.max / max|value|) over outputs, losses, gradients and parameters",
 }
 LIMIT_NAMES = tuple(LIMIT_HELP)
+_LONGEST = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,28 @@ class Limit:
     source: str
 
 
+def told(value: object) -> str:
+    """`repr(value)` for a message: whatever the value is, printable and not too long to read."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a value of the user's, whose own repr may do anything
+        text = f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def check_limit(name: str, value: object) -> float | None:
     """`value` as a limit's number, or None; `TypeError` or `ValueError` say what is allowed."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or None, got {value!r}")
-    number = float(value)
+        raise TypeError(f"{name} must be a number or None, got {told(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer larger than any float
+        number = math.inf
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+        raise ValueError(f"{name} must be a finite number, 0 or more, got {told(value)}")
     return number
 
 

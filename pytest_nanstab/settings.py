@@ -7,15 +7,16 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pytest
 
-from pytest_nanstab.config import EXPLAIN, GRADES, LIMIT_HELP, LIMIT_NAMES, MODES, Limit, check_limits, merge_limits
+from pytest_nanstab.config import EXPLAIN, GRADES, LIMIT_HELP, LIMIT_NAMES, MODES, Limit, check_limits, merge_limits, told
 
 _ALLOWED_NONFINITE = ("output",)
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]+)?")
+_DIGITS = 18  # more tests than this counts there are not
 _MARKER_KEYS = (*LIMIT_NAMES, "allow_nonfinite")
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 MARKER_HELP = (
@@ -103,7 +104,7 @@ def _choice(config: pytest.Config, key: str, allowed: tuple[str, ...]) -> str:
     wanted = f"one of {', '.join(repr(choice) for choice in allowed if choice)}"
     value = _text(config, key, wanted)
     if value not in allowed:
-        raise _wrong(config, key, wanted, repr(value))
+        raise _wrong(config, key, wanted, told(value))
     return value
 
 
@@ -111,17 +112,26 @@ def _device(config: pytest.Config) -> str:
     wanted = "cpu, cuda, mps or xpu, with an optional index as in cuda:1"
     value = _text(config, "nanstab_device", wanted)
     if not _DEVICE.fullmatch(value):
-        raise _wrong(config, "nanstab_device", wanted, repr(value))
+        raise _wrong(config, "nanstab_device", wanted, told(value))
     return value
 
 
 def _baseline_dir(config: pytest.Config) -> str:
     key, wanted = "nanstab_baseline_dir", "the name of a folder inside rootdir"
     value = _text(config, key, wanted)
-    root = config.rootpath.resolve()
-    if not value.strip() or not (root / value).resolve().is_relative_to(root):
-        raise _wrong(config, key, wanted, repr(value))
+    if not value.strip() or not _is_inside(config.rootpath, value):
+        raise _wrong(config, key, wanted, told(value))
     return value
+
+
+def _is_inside(root: Path, name: str) -> bool:
+    """Whether a folder of this name lies below another one, links followed; one with a drive does on no system."""
+    if PureWindowsPath(name).drive:
+        return False
+    try:
+        return (root / name).resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name no file system can hold; links that go round in a circle
+        return False
 
 
 def _update(config: pytest.Config) -> bool:
@@ -137,7 +147,10 @@ def _update(config: pytest.Config) -> bool:
 
 
 def _text(config: pytest.Config, key: str, wanted: str) -> str:
-    return str(_ini(config, key, wanted))
+    value = _ini(config, key, wanted)
+    if not isinstance(value, str):
+        raise _wrong(config, key, wanted, told(value))
+    return value
 
 
 def _limits(config: pytest.Config) -> dict[str, Limit]:
@@ -149,7 +162,7 @@ def _limits(config: pytest.Config) -> dict[str, Limit]:
             try:
                 layers.append((_source(config, key), check_limits({name: value})))
             except (TypeError, ValueError):
-                raise _wrong(config, key, wanted, repr(value)) from None
+                raise _wrong(config, key, wanted, told(value)) from None
     return merge_limits(layers)
 
 
@@ -158,7 +171,7 @@ def _ini(config: pytest.Config, key: str, wanted: str) -> Any:
         return config.getini(key)
     except (TypeError, ValueError, pytest.UsageError) as error:  # which of them depends on pytest's version
         # pytest's own words end in the value, but need not name the key.
-        raise _wrong(config, key, wanted, str(error).rpartition(": ")[2]) from None
+        raise _wrong(config, key, wanted, told(str(error).rpartition(": ")[2])[1:-1]) from None
 
 
 def _wrong(config: pytest.Config, key: str, wanted: str, given: str) -> pytest.UsageError:
@@ -185,16 +198,23 @@ def _report(config: pytest.Config, path: str) -> str:
         raise pytest.UsageError(absent)
     if wanted == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise pytest.UsageError(f"--nanstab-report={path} needs TensorBoard: pip install tensorboard")
-    # A test may leave another working directory behind.
-    return str(config.invocation_params.dir / Path(path).expanduser())
+    try:
+        # A test may leave another working directory behind.
+        place = str(config.invocation_params.dir / Path(path).expanduser())
+        os.fsencode(place)
+    except (RuntimeError, ValueError) as error:  # no such home; characters that no file name has
+        raise pytest.UsageError(f"--nanstab-report={told(path)[1:-1]} cannot be written: {error}") from None
+    if "\0" in place:
+        raise pytest.UsageError(f"--nanstab-report={told(path)[1:-1]} cannot be written: a null character in its name")
+    return place
 
 
 def headroom_number(text: str) -> int:
     """The N of --nanstab-headroom."""
     import argparse
 
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 for all tests, got {text!r}")
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 for all tests, got {told(text)}")
     return int(text)
 
 
@@ -273,7 +293,7 @@ def _check_mark(item: pytest.Item, mark: pytest.Mark) -> tuple[dict[str, float |
     """The limits and the allow_nonfinite of one marker."""
     try:
         if mark.args:
-            raise TypeError(f"it takes keyword arguments only ({', '.join(_MARKER_KEYS)}), got {mark.args[0]!r}")
+            raise TypeError(f"it takes keyword arguments only ({', '.join(_MARKER_KEYS)}), got {told(mark.args[0])}")
         unknown = next((name for name in mark.kwargs if name not in _MARKER_KEYS), None)
         if unknown is not None:
             raise TypeError(f"unknown argument {unknown!r}; allowed are {', '.join(_MARKER_KEYS)}")
@@ -288,8 +308,8 @@ def _nonfinite(value: object) -> frozenset[str] | None:
     if value is None:
         return None
     if isinstance(value, str) or not isinstance(value, (tuple, list, set, frozenset)):
-        raise TypeError(f'allow_nonfinite must be a tuple like ("output",), got {value!r}')
-    unknown = [name for name in value if name not in _ALLOWED_NONFINITE]
+        raise TypeError(f'allow_nonfinite must be a tuple like ("output",), got {told(value)}')
+    unknown = [name for name in value if not isinstance(name, str) or name not in _ALLOWED_NONFINITE]
     if unknown:
-        raise ValueError(f'allow_nonfinite may hold "output" only, got {unknown[0]!r}')
+        raise ValueError(f'allow_nonfinite may hold "output" only, got {told(unknown[0])}')
     return frozenset(value)
