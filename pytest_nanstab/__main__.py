@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from pytest_nanstab.reporting import pages
 from pytest_nanstab.reporting.compared import as_markdown, as_text
 from pytest_nanstab.reporting.comparing import ReportFileError, compare, files_of, read
+from pytest_nanstab.reporting.model import write_text
+from pytest_nanstab.reporting.text import escape
 
 _FORMATS = {".md": as_markdown, ".txt": as_text, ".html": pages.comparison_page}
 _EPILOG = (
     "exit status: 0 when every test has the same outcome everywhere it ran (figures may drift), 1 when one has not, "
-    "2 when a file is no report"
+    "2 when a file is no report or cannot be written"
 )
 
 
@@ -23,14 +27,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         comparison = compare([(str(path), read(path)) for given in options.reports for path in files_of(given)])
+        if options.output is not None:
+            made = _FORMATS[options.output.suffix.lower()]
+            write_text(options.output, made(comparison, everything=options.all))
+        _print(as_text(comparison, everything=options.all), sys.stdout)
     except ReportFileError as error:
-        print(f"pytest_nanstab compare: {error}", file=sys.stderr)  # noqa: T201 - a command line
-        return 2
-    if options.output is not None:
-        made = _FORMATS[options.output.suffix.lower()]
-        options.output.write_text(made(comparison, everything=options.all), encoding="utf-8")
-    print(as_text(comparison, everything=options.all), end="")  # noqa: T201
+        return _failed(str(error))
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError) as error:
+        return _failed(f"could not write {options.output or 'to stdout'}: {getattr(error, 'strerror', None) or error}")
     return int(comparison.fails)
+
+
+def _failed(reason: str) -> int:
+    _print(f"pytest_nanstab compare: {escape(reason)}\n", sys.stderr)
+    return 2
+
+
+def _print(text: str, stream: TextIO | None) -> None:
+    """Write a text; characters that the stream's encoding lacks as escapes."""
+    if stream is not None:  # the shell can close it
+        encoding = stream.encoding or "utf-8"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ class Collector:
     def _write(self, path: str, report: dict[str, Any]) -> None:
         try:
             _write_report(path, report)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             self._failed.append(f"could not write nanstab report {path}: {reason}")
         else:
@@ -69,10 +69,14 @@ class Collector:
             from pytest_nanstab.reporting.terminal import write_summary
 
             write_summary(terminalreporter, list(self._records.values()), headroom=self._settings.headroom)
+        if not self._written and not self._failed:
+            return
+        from pytest_nanstab.reporting.text import escape
+
         for line in self._written:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(escape(line))
         for line in self._failed:
-            terminalreporter.write_line(line, red=True, bold=True)
+            terminalreporter.write_line(escape(line), red=True, bold=True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from pytest_nanstab.config import EXPLAIN, GRADES, LIMIT_HELP, LIMIT_NAMES, MODES, Limit, check_limits, merge_limits, told
+from pytest_nanstab.config import (
+    EXPLAIN,
+    GRADES,
+    LIMIT_HELP,
+    LIMIT_NAMES,
+    MODES,
+    Limit,
+    check_limits,
+    merge_limits,
+    told,
+)
 
 _ALLOWED_NONFINITE = ("output",)
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]+)?")

@@ -128,7 +128,7 @@ def test_a_folder_stands_for_its_reports(tmp_path, capsys):
         ("{", "no JSON report of --nanstab-report"),
         ("[1]", "JSON, but no report of --nanstab-report: it has no list of tests"),
         ('{"schema": 2, "tests": []}', "schema 2, this version reads 1"),
-        ('{"schema": 1, "tests": [], "x": NaN}', "NaN is no strict JSON"),
+        ('{"schema": 1, "tests": [], "x": NaN}', "NaN is no JSON number"),
     ],
 )
 def test_damaged_and_foreign_files_are_named(tmp_path, capsys, content, message):

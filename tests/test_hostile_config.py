@@ -45,7 +45,9 @@ ODD = [
     "", "3", "nan", "x" * 10**6, "\x1b[31m", "\ud800", "\0", b"1", [], {}, (), object, len,
     NoRepr(), NoEquality(), Coloured(), [NoRepr()],
 ]  # fmt: skip
-texts = st.text(st.characters(exclude_categories=[])) | st.sampled_from(["\ud800", "\0", "\x1b[2J", "a\nb", "\u202e", ""])
+texts = st.text(st.characters(exclude_categories=[])) | st.sampled_from(
+    ["\ud800", "\0", "\x1b[2J", "a\nb", "\u202e", ""]
+)
 values = (
     st.sampled_from(ODD)
     | st.floats()
@@ -239,7 +241,9 @@ REFUSED = [
 @pytest.mark.parametrize("folder", REFUSED, ids=map(repr, REFUSED))
 def test_folders_outside_the_root_are_refused(root, folder):
     """By name, by a link, by a drive, and what is no name at all."""
-    with pytest.raises(pytest.UsageError, match="nanstab_baseline_dir must be the name of a folder inside rootdir, got "):
+    with pytest.raises(
+        pytest.UsageError, match="nanstab_baseline_dir must be the name of a folder inside rootdir, got "
+    ):
         read_settings.read(Config(root, {"nanstab_baseline_dir": folder}))
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from pytest_nanstab import strict_json
 from pytest_nanstab.items import plain_id
 from pytest_nanstab.settings import SETTINGS
 
@@ -77,10 +77,17 @@ def path_of(item: pytest.Item) -> Path:
 
 
 def path_for(folder: Path, file: str) -> Path:
-    """`tests/test_gpt.py` -> `<folder>/tests/test_gpt.json`."""
+    """`tests/test_gpt.py` -> `<folder>/tests/test_gpt.json`.
+
+    Raises:
+        ValueError: the file lies outside pytest's rootdir, or a link leads out of the folder.
+    """
     path = (folder / file).with_suffix(".json")
     if not Path(os.path.normpath(path)).is_relative_to(folder):
         raise ValueError(f"{file} lies outside pytest's rootdir, so its baselines have no place under {folder}")
+    # Writing replaces a link in the place of the file itself; only those above it would be followed.
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path.parent} is a link that leads out of {folder}: no baselines are read or written there")
     return path
 
 
@@ -104,29 +111,14 @@ def load(path: Path) -> Tests:
         BaselineFileError: the file is damaged, foreign or newer than this version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = strict_json.read(path)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineFileError(path, "cannot be read", str(error)) from None
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BaselineFileError(path, "is damaged", f"not strict JSON: {error}") from None
     return _checked(path, data)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number, and a baseline is never non-finite")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys differ: a merge may leave two of a kind, and the last would win in silence."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
-    return result
 
 
 def _checked(path: Path, data: Any) -> Tests:
@@ -202,7 +194,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer may be larger than any float.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_curve(value: Any, points: int) -> bool:

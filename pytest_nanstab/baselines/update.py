@@ -13,6 +13,7 @@ from pytest_nanstab.baselines import files
 from pytest_nanstab.baselines.compare import NOTICED_BITS
 from pytest_nanstab.baselines.items import RECORDED
 from pytest_nanstab.ranks.place import is_first
+from pytest_nanstab.reporting.text import escape
 from pytest_nanstab.suite.expand import case_of
 
 _STALE = "nanstab_stale"
@@ -67,13 +68,16 @@ class BaselineUpdate:
             return
         folder = files.folder_of(self._config)
         for file, records in sorted(self._recorded.items()):
+            self._write(folder, file, list(records.values()))
+
+    def _write(self, folder: Path, file: str, records: Sequence[Mapping[str, Any]]) -> None:
+        try:
             path = files.path_for(folder, file)
-            try:
-                new = files.update(path, records.values())
-            except (OSError, ValueError) as error:
-                self._failed.append(f"could not write {path}: {error}")
-            else:
-                self._lines += self._written(path, list(records.values()), new)
+            new = files.update(path, records)
+        except (OSError, ValueError) as error:
+            self._failed.append(f"could not write the baselines of {file}: {error}")
+        else:
+            self._lines += self._written(path, records, new)
 
     def _written(self, path: Path, records: Sequence[Mapping[str, Any]], new: int) -> list[str]:
         shown = path.relative_to(self._config.rootpath.resolve()).as_posix()
@@ -95,9 +99,9 @@ class BaselineUpdate:
             lines = ["no test asked for a baseline: nothing was recorded"]
         terminalreporter.section("nanstab baselines")
         for line in lines:
-            terminalreporter.write_line(line)
+            terminalreporter.write_line(escape(line))
         for line in self._failed:
-            terminalreporter.write_line(line, red=True, bold=True)
+            terminalreporter.write_line(escape(line), red=True, bold=True)
 
 
 def _unnoticed(spread: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ _CONTEXT = 2
 _KEY_WIDTH = (8, 16)
 _FURTHER = 10
 _ALSO = "also: "
+_LONGEST = 2000  # columns of one text: a name without end would hide all else
 _RUN = ("batch", "seed", "precision")
 _Value: TypeAlias = "Callable[[int], list[str]]"  # the lines of a value in so many columns
 _Pair: TypeAlias = "tuple[str, str | list[str] | None]"
@@ -72,7 +73,7 @@ def render(findings: Sequence[Finding], *, width: int = 80) -> str:
     if not findings:
         return ""
     first, *others = findings
-    parts = [[text.escape(first.message)], _excerpt(first, width), _facts(first, width), _also(others, width)]
+    parts = [[_told_whole(first.message)], _excerpt(first, width), _facts(first, width), _also(others, width)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -80,10 +81,15 @@ def _also(findings: Sequence[Finding], width: int) -> list[str]:
     lines: list[str] = []
     for finding in findings[:_FURTHER]:
         place = f" ({text.escape(finding.source)})" if finding.source else ""
-        wrapped = text.wrap(text.escape(finding.message) + place, width - 2 - len(_ALSO))
+        wrapped = text.wrap(_told_whole(finding.message) + place, width - 2 - len(_ALSO))
         lines += [f"  {_ALSO if not index else ' ' * len(_ALSO)}{line}" for index, line in enumerate(wrapped)]
     hidden = len(findings) - _FURTHER
     return [*lines, f"  {text.ELLIPSIS} and {hidden} more"] if hidden > 0 else lines
+
+
+def _told_whole(value: object) -> str:
+    """A text on one line, whole unless it is far longer than anybody reads."""
+    return text.cut_middle(text.escape(value), _LONGEST)
 
 
 # --- the user's source
@@ -199,7 +205,7 @@ def _plain(pairs: Iterable[_Pair]) -> Iterator[tuple[str, list[_Value]]]:
         if value:
             yield (
                 text.escape(key),
-                [_wrapped(text.escape(line)) for line in ([value] if isinstance(value, str) else value)],
+                [_wrapped(_told_whole(line)) for line in ([value] if isinstance(value, str) else value)],
             )
 
 

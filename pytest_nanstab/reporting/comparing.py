@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from pytest_nanstab import strict_json
+from pytest_nanstab.config import told
 from pytest_nanstab.reporting.model import SCHEMA, findings_of
 from pytest_nanstab.reporting.tolerant import mapping, shown, tidy
 
@@ -105,20 +106,17 @@ def read(path: str | Path) -> dict[str, Any]:
         ReportFileError: there is no such file, or it is no report, or one of another schema.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_reject)
+        found = strict_json.read(Path(path))
     except OSError as error:
         raise ReportFileError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ReportFileError(f"{path}: no JSON report of --nanstab-report: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("tests"), list):
         raise ReportFileError(f"{path}: JSON, but no report of --nanstab-report: it has no list of tests")
-    if found.get("schema") != SCHEMA:
-        raise ReportFileError(f"{path}: schema {found.get('schema')!r}, this version reads {SCHEMA}")
+    schema = found.get("schema")
+    if type(schema) is not int or schema != SCHEMA:
+        raise ReportFileError(f"{path}: schema {told(schema)}, this version reads {SCHEMA}")
     return found
-
-
-def _reject(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no strict JSON")
 
 
 # --- comparing
@@ -191,7 +189,7 @@ def _names(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, ...]:
     named = [", ".join(f"{_SHORT.get(name, f'{name} ')}{found[name]}" for name in differing) for found in facts]
     if len(set(named)) == len(named) and all(named):
         return tuple(named)
-    return tuple(Path(path).stem for path, _ in reports)
+    return tuple(shown(Path(path).stem) for path, _ in reports)
 
 
 def _changes(test: str, cells: Sequence[Cell | None], environments: Sequence[str]) -> Iterable[Change]:

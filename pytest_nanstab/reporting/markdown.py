@@ -10,8 +10,9 @@ from typing import Any
 
 from pytest_nanstab.reporting.model import Record, findings_of
 from pytest_nanstab.reporting.terminal import counts, least_margins, margin_cells, verdict
+from pytest_nanstab.reporting.text import escape
 
-_SPECIAL = "\\|*_<>`[]"
+_SPECIAL = "\\|*_<>`[]&~$"
 _FACTS = ("python", "torch", "numpy", "pytest")
 _MOST = 50  # findings: a step summary ends at 1 MiB
 
@@ -45,7 +46,7 @@ def _finding(record: Record) -> Iterator[str]:
     step = f", step {first['step']}" if first.get("step") is not None else ""
     places = [code(first[name]) for name in ("source", "module", "op") if first.get(name)]
     yield f"- {code(record['id'])}: {escaped(first.get('message') or first['kind'])} ({verdict(record)}{step})"
-    yield f"  - {first['kind']}{''.join(f', {place}' for place in places)}"
+    yield f"  - {escaped(first['kind'])}{''.join(f', {place}' for place in places)}"
     for name in ("cause", "remedy"):
         if first.get(name):
             yield f"  - {name}: {escaped(str(first[name]))}"
@@ -74,15 +75,16 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text that Markdown shows as it is, on one line; control characters as escapes."""
+    text = escape(" ".join(text.split()))
     for character in _SPECIAL:
         text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return text
 
 
 def code(text: str) -> str:
     """Text as code: within more backticks than it holds itself."""
-    plain = " ".join(str(text).split())
+    plain = escape(" ".join(str(text).split()))
     fence = "`"
     while fence in plain:
         fence += "`"

@@ -12,7 +12,7 @@ _NARROWEST = 6
 _PATHS = frozenset({"layer"})  # columns of dotted paths
 
 # Bidirectional controls are printable by category and can make a terminal show another text than the file holds.
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def escape(value: object) -> str:
