@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.attribution.source import user_frame
 from pytest_nanstab.watching import measure, torch_private
+
+# Looking for what no module has means listing all members: so many are listed in any case, and so many per question, or
+# a model of a hundred thousand tensors would be listed a hundred thousand times.
+_LISTED_FREELY, _LISTED_EACH = 2_000_000, 8
 
 
 @dataclass
@@ -36,6 +41,8 @@ class Names:
         self._wrappers: list[weakref.ref[nn.Module]] = []
         self._buffers: list[_Buffers] = []
         self._labels: dict[int, str] = {}
+        self._index: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._asked = self._listed = 0
 
     @torch_private.past_modes
     def add(self, module: nn.Module) -> bool:
@@ -98,20 +105,31 @@ class Names:
 
     def parameter(self, parameter: Tensor) -> str | None:
         """The dotted name of a parameter in the first outermost module that owns it."""
-        for root in self.roots():
-            for name, candidate in root.named_parameters(remove_duplicate=False):
-                if candidate is parameter:
-                    return name
-        return self._labels.get(id(parameter))
+        return self._member(parameter) or self._labels.get(id(parameter))
 
     def path(self, owner: Any) -> str:
         """The dotted name of a module or parameter; of an outermost or unknown one the name of its class."""
+        return self._member(owner) or type(owner).__name__
+
+    def _member(self, owner: Any) -> str | None:
+        """The dotted name of a module or parameter in the first outermost module that has it, "" of such a module."""
+        self._asked += 1
+        name = self._indexed(owner)
+        if name is None and self._listed <= _LISTED_FREELY + _LISTED_EACH * self._asked:
+            self._list_members()
+            name = self._indexed(owner)
+        return name
+
+    def _indexed(self, owner: Any) -> str | None:
+        reference, name = self._index.get(id(owner), (None, None))
+        return name if reference is not None and reference() is owner else None
+
+    def _list_members(self) -> None:
+        self._index.clear()
         for root in self.roots():
-            members = root.named_parameters() if isinstance(owner, Tensor) else root.named_modules()
-            for name, candidate in members:
-                if candidate is owner:
-                    return name or type(owner).__name__
-        return type(owner).__name__
+            for name, member in chain(root.named_modules(), root.named_parameters()):
+                self._index.setdefault(id(member), (weakref.ref(member), name))
+        self._listed += max(len(self._index), 1)
 
     def label(self, optimizer: Any, parameter: Tensor) -> str:
         """The parameter's dotted name, or its place in the optimizer's groups."""
@@ -147,6 +165,7 @@ class Names:
         self._wrappers.clear()
         self._buffers.clear()
         self._labels.clear()
+        self._index.clear()
 
 
 class _Buffers:

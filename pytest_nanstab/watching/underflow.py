@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from pytest_nanstab.watching.names import Names
 # The exponents of the smallest normal number (torch.finfo.smallest_normal) and of the smallest subnormal one
 # (smallest_normal * eps): IEEE 754-2019 for float16.
 _FORMATS = {torch.float16: (-14, -24), torch.bfloat16: (-126, -133)}
-_LOW, _HIGH = -1074, 1025  # of float64, as `torch.frexp` counts: 2**(e - 1) <= |x| < 2**e
+# How many values have an exponent, as `torch.frexp` counts: 2**(e - 1) <= |x| < 2**e.
+_Counts: TypeAlias = "dict[int, float]"
 _SAMPLED = 4096  # values of one gradient: shares are told to a percent
 # A value so far below the largest of its parameter is rounding noise, and so is a parameter so far below the largest of
 # all: a bias in front of a batch norm, that of the keys of a softmax, packed with others or by itself.
@@ -33,7 +34,7 @@ class Underflow:
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._counts: dict[str, Tensor] = {}
+        self._counts: dict[str, _Counts] = {}
 
     @staticmethod
     def is_due(step: int) -> bool:
@@ -53,9 +54,10 @@ class Underflow:
         sample = flat[:: math.ceil(flat.numel() / _SAMPLED)].double() / scale
         sizes = sample.abs()[torch.isfinite(sample)].cpu()
         measured = sizes[sizes > (sizes.max() if sizes.numel() else 0) * 2.0**-_NOISE_BITS]
-        exponents = torch.frexp(measured).exponent.long() - _LOW
-        counts = torch.bincount(exponents, minlength=_HIGH - _LOW).double() * (flat.numel() / sample.numel())
-        self._counts[name] = self._counts[name] + counts if name in self._counts else counts
+        exponents, numbers = torch.unique(torch.frexp(measured).exponent, return_counts=True)
+        counts, weight = self._counts.setdefault(name, {}), flat.numel() / sample.numel()
+        for exponent, number in zip(exponents.tolist(), numbers.tolist(), strict=True):
+            counts[exponent] = counts.get(exponent, 0.0) + number * weight
 
     @torch_private.past_modes
     def table(self, largest: float) -> dict[str, dict[str, Any]]:
@@ -81,13 +83,22 @@ class Underflow:
             for dtype, exponents in _FORMATS.items()
         }
 
-    def _above_noise(self) -> dict[str, Tensor]:
-        tops = {name: int(torch.nonzero(counts).max()) for name, counts in self._counts.items() if counts.any()}
-        return {name: self._counts[name] for name, top in tops.items() if top >= max(tops.values()) - _NOISE_BITS}
+    def _above_noise(self) -> dict[str, _Counts]:
+        tops = {name: max(counts) for name, counts in self._counts.items() if counts}
+        least = max(tops.values(), default=0) - _NOISE_BITS
+        return {name: self._counts[name] for name, top in tops.items() if top >= least}
 
 
-def _losses(counts: dict[str, Tensor], normal: int, subnormal: int) -> dict[str, Any]:
-    total = torch.stack([*counts.values()]).sum(0)
+def _total(counts: dict[str, _Counts]) -> _Counts:
+    total: _Counts = {}
+    for parts in counts.values():
+        for exponent, count in parts.items():
+            total[exponent] = total.get(exponent, 0.0) + count
+    return total
+
+
+def _losses(counts: dict[str, _Counts], normal: int, subnormal: int) -> dict[str, Any]:
+    total = _total(counts)
     shares = {name: _below(count, subnormal) for name, count in counts.items()}
     worst = max(shares, key=lambda name: shares[name])
     return {
@@ -98,14 +109,13 @@ def _losses(counts: dict[str, Tensor], normal: int, subnormal: int) -> dict[str,
     }
 
 
-def _below(counts: Tensor, exponent: int) -> float:
+def _below(counts: _Counts, exponent: int) -> float:
     """The share of values below 2**exponent."""
-    return float(counts[: exponent - _LOW + 1].sum() / counts.sum())
+    return sum(count for size, count in counts.items() if size <= exponent) / sum(counts.values())
 
 
-def _scales(counts: dict[str, Tensor], subnormal: int, room: float) -> list[float] | None:
-    total = torch.stack([*counts.values()]).sum(0)
-    shares = torch.cumsum(total, 0) / total.sum()
-    smallest = _LOW + int(torch.count_nonzero(shares <= _LOSS))  # values from 2**(smallest - 1) on are to be kept
+def _scales(counts: dict[str, _Counts], subnormal: int, room: float) -> list[float] | None:
+    total = _total(counts)
+    smallest = min(size for size in total if _below(total, size) > _LOSS)  # values from 2**(smallest - 1) on are kept
     low, high = max(0, subnormal - smallest + 1), min(math.floor(room), 127)  # a scale is a float32 itself
     return [2.0**low, 2.0**high] if low <= high else None
