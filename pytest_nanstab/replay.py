@@ -165,6 +165,27 @@ def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     if call.when != "call" or watch is None or watch.is_open:
         return
     error = None if call.excinfo is None else call.excinfo.value
+    try:
+        _explain(item, call, watch, error)
+    except Exception as broken:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise anything
+        first = next(iter(watch.findings), None)
+        if first is not None:
+            _retell(watch, error, first, _with(first, note=broken_off(broken)))
+
+
+def broken_off(error: Exception) -> str:
+    """Why the operation behind a finding is not known."""
+    return f"looking for the operation ended in a {type(error).__name__}"
+
+
+def _retell(watch: ItemWatch, error: BaseException | None, finding: Finding, told: Finding) -> None:
+    watch.findings = tuple(told if f is finding else f for f in watch.findings)
+    for raised in chain(error, *watch.kept_errors()):
+        if isinstance(raised, StabilityError):
+            raised.retell(finding, told)
+
+
+def _explain(item: pytest.Item, call: pytest.CallInfo[None], watch: ItemWatch, error: BaseException | None) -> None:
     if _BEFORE not in item.stash:
         _explain_assertion_on_the_spot(item, watch, error)
         return
@@ -175,10 +196,7 @@ def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     trouble = None if watch.group is None else _trouble_with_ranks(item, watch.group, finding)
     if finding is not None:
         told = _replayed(item, watch, finding, call.duration) if trouble is None else _with(finding, note=trouble)
-        watch.findings = tuple(told if f is finding else f for f in watch.findings)
-        for raised in chain(error, *watch.kept_errors()):
-            if isinstance(raised, StabilityError):
-                raised.retell(finding, told)
+        _retell(watch, error, finding, told)
     elif watch.group is None and not watch.findings and _is_about_bad_tensors(error or next(kept, None)):
         watch.findings = _behind_assertion(item, watch, call.duration)
 

@@ -67,8 +67,18 @@ def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
         return finding
     region.local_attempts += 1
     hint.closure = region.closure
-    told = _attempted(region, finding, hint)
+    try:
+        told = _attempted(region, finding, hint)
+    except Exception as error:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise anything
+        return broken_off(finding, error)
     return told if told is not None else advised(finding)
+
+
+def broken_off(finding: Finding, error: Exception) -> Finding:
+    """The finding without its origin, because looking for it met something that raised."""
+    told = advised(finding)
+    note = f"looking for the operation ended in a {type(error).__name__}"
+    return replace(told, evidence={"note": note, **told.evidence})
 
 
 def behind_assertion(error: BaseException) -> Finding | None:
@@ -272,8 +282,9 @@ def _state_of(value: Any) -> slices.State:
     if isinstance(value, nn.Module) or callable(value):
         return "good"
     tensors = [tensor for _, tensor in measure.all_tensors_in(value)]
-    if any(tensor.grad_fn is not None for tensor in tensors):
-        return "gone"
+    with torch_private.unseen():
+        if any(tensor.grad_fn is not None for tensor in tensors):
+            return "gone"
     extents = (measure.extent(tensor) for tensor in tensors if not isinstance(tensor, nn.Parameter))
     return "bad" if any(seen is not None and not seen.finite for seen in extents) else "good"
 

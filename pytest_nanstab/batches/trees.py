@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeGuard
 
 Path = tuple[Any, ...]
+_DEEPEST = 200  # levels: batches have a few
 
 
 def is_namedtuple(value: object) -> bool:
@@ -77,6 +78,7 @@ def leaves(tree: Any, path: Path = (), *, node: Callable[[Any], bool] = is_conta
     if not node(tree):
         yield path, tree
         return
+    refuse_endless(path)
     for key, child in children(tree):
         yield from leaves(child, (*path, key), node=node)
 
@@ -87,7 +89,15 @@ def mapped(
     """The same tree with every leaf replaced by `function(path, leaf)`."""
     if not node(tree):
         return function(path, tree)
+    refuse_endless(path)
     return rebuilt(tree, [mapped(function, child, (*path, key), node=node) for key, child in children(tree)])
+
+
+def refuse_endless(path: Path) -> None:
+    """`ValueError` for what is nested too deep to be a batch, as everything is that contains itself."""
+    if len(path) >= _DEEPEST:
+        start = ".".join(map(str, path[:4]))
+        raise ValueError(f"batch is nested more than {_DEEPEST} levels deep, or contains itself (below {start}...)")
 
 
 def dotted(path: Path) -> str:

@@ -65,9 +65,12 @@ def _name(dtype: torch.dtype) -> str:
 def frame_fields(batch: Any) -> dict[str, str | None]:
     """The fields that are columns of pandas' or polars' frames, with the field of the frame; of series with None."""
     found: dict[str, str | None] = {}
-    stack = [("", batch)]
+    stack, seen = [("", batch)], dict[int, Any]()
     while stack:
         path, node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen[id(node)] = node  # kept alive, so that its identity stays its own
         if library(node) in ("pandas", "polars"):
             labels = getattr(node, "columns", None)
             found.update({path: None} if labels is None else {joined(path, label): path for label in labels})

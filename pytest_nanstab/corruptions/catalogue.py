@@ -29,8 +29,15 @@ def all_corruptions(sample: Any) -> list[Corruption]:
 
 
 def recipes(sample: Any) -> list[Recipe]:
-    """The same, not yet made: for samples too large to hold a hundred copies; no two alike, the smallest first."""
-    found = {(recipe.name, recipe.place): recipe for recipe in reversed(list(_recipes(sample)))}
+    """The same, not yet made: for samples too large to hold a hundred copies; no two alike, the smallest first.
+
+    Raises:
+        ValueError: the sample is nested deeper than Python can follow, as everything is that contains itself.
+    """
+    try:
+        found = {(recipe.name, recipe.place): recipe for recipe in reversed(list(_recipes(sample)))}
+    except RecursionError:
+        raise ValueError("sample is nested too deep, or contains itself: no corrupted copies can be made") from None
     return list(reversed(found.values()))
 
 

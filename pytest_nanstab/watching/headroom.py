@@ -88,8 +88,9 @@ class Headroom:
     @torch_private.past_modes
     def _activations(self, module: nn.Module, output: Any) -> None:
         for _, tensor in measure.tensors_in(output):
-            if self._is_new(tensor):
-                self._see("activation", module, tensor)
+            with torch_private.past_subclass(tensor):
+                if self._is_new(tensor):
+                    self._see("activation", module, tensor)
 
     def _is_new(self, tensor: Tensor) -> bool:
         """Whether the tensor has not been measured as the output of a module inside this one."""
@@ -106,7 +107,8 @@ class Headroom:
     @torch_private.past_modes
     def loss(self, tensor: Any, value: float) -> None:
         """A loss of this unscaled value is about to be differentiated."""
-        dtype = tensor.dtype if isinstance(tensor, Tensor) else torch.get_default_dtype()
+        with torch_private.past_subclass(tensor):
+            dtype = tensor.dtype if isinstance(tensor, Tensor) else torch.get_default_dtype()
         if abs(value) < LARGEST.get(dtype, 0.0):  # NaN and infinity are no measurement
             self._keep(("loss", "loss", dtype), abs(value))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,8 +16,12 @@ from pytest_nanstab.watching import torch_private
 
 # Every integer up to 2**precision has a number of its own; the next odd one has none (IEEE 754-2019, table 3.5).
 PRECISION = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 24}
-_MAX_DEPTH = 16
+_USUAL = (Tensor, torch.nn.Parameter)
 _MAX_OBJECTS = 1000
+_MAX_CONTAINERS = 1_000_000  # a class can invent members without end
+_NUMBERS_AND_TEXTS = (str, bytes, int, float)
+_Members: TypeAlias = "list[tuple[str, Any]]"  # ".name" or "[index]", and what is there
+_Way: TypeAlias = "tuple[_Way, str] | None"  # from a container back to where the walk began
 _MAX_PLACES = 16
 _PLACES = (("rows", 0), ("columns", -1))
 
@@ -45,54 +49,89 @@ class Extent:
         return max(abs(self.low), abs(self.high)) if not self.has_nan else math.nan
 
 
-def tensors_in(obj: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a pytree (tuples, lists, mappings, dataclass-like objects) with their paths."""
-    if isinstance(obj, Tensor):
-        yield path, obj
-    elif depth >= _MAX_DEPTH or obj is None or isinstance(obj, (str, bytes, int, float)):
-        return
-    elif isinstance(obj, Mapping):
-        for key, value in obj.items():
-            yield from tensors_in(value, f"{path}.{key}" if path else str(key), depth + 1)
-    elif isinstance(obj, (list, tuple)):
-        for index, value in enumerate(obj):
-            yield from tensors_in(value, f"{path}[{index}]", depth + 1)
-    elif hasattr(type(obj), "__dataclass_fields__"):
-        yield from tensors_in({name: getattr(obj, name, None) for name in obj.__dataclass_fields__}, path, depth + 1)
+def tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a pytree (tuples, lists, mappings, dataclass-like objects) with their paths, however deep."""
+    return _walked(obj, path, _members_of)
 
 
 def all_tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """The same, and those kept as attributes of any other object: batches come in classes of their own."""
-    yield from _attributes(obj, path, set())
+    opened = 0
+
+    def members(node: Any) -> _Members:
+        nonlocal opened
+        found = _members_of(node)
+        if found or isinstance(node, (type, ModuleType, torch.nn.Module)) or opened >= _MAX_OBJECTS:
+            return found
+        own = getattr(node, "__dict__", None)
+        opened += own is not None
+        return _named(own) if isinstance(own, dict) else []
+
+    return _walked(obj, path, members)
 
 
-def _attributes(obj: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(obj, Tensor):
-        yield path, obj
-        return
-    if id(obj) in seen or len(seen) > _MAX_OBJECTS or isinstance(obj, (type, ModuleType, torch.nn.Module)):
-        return
-    seen.add(id(obj))
-    if isinstance(obj, (list, tuple)):
-        parts = [(f"{path}[{index}]", value) for index, value in enumerate(obj)]
-    else:
-        inner = obj if isinstance(obj, Mapping) else getattr(obj, "__dict__", {})
-        parts = [(f"{path}.{key}" if path else str(key), value) for key, value in dict(inner).items()]
-    for name, value in parts:
-        yield from _attributes(value, name, seen)
+def _walked(obj: Any, path: str, members: Callable[[Any], _Members]) -> Iterator[tuple[str, Tensor]]:
+    """Depth first, in order, each container once: what holds itself has an end."""
+    waiting: list[tuple[_Way, Any]] = [(None, obj)]
+    seen: dict[int, Any] = {}
+    while waiting and len(seen) <= _MAX_CONTAINERS:
+        way, node = waiting.pop()
+        if isinstance(node, Tensor):
+            yield _path(path, way), node
+        elif node is not None and not isinstance(node, _NUMBERS_AND_TEXTS) and id(node) not in seen:
+            found = members(node)
+            if found:
+                seen[id(node)] = node  # kept alive: another object could get its identity
+                waiting += [((way, part), value) for part, value in reversed(found)]
+
+
+def _path(start: str, way: _Way) -> str:
+    """The path of a tensor; made only for one, because a deep container's would be as long as it is deep."""
+    parts = []
+    while way is not None:
+        way, part = way
+        parts.append(part)
+    path = "".join(reversed(parts))
+    return start + path if start else path.removeprefix(".")
+
+
+def _members_of(node: Any) -> _Members:
+    """What a container holds; nothing of an object that cannot be read."""
+    try:
+        if isinstance(node, (list, tuple)):
+            return [(f"[{index}]", value) for index, value in enumerate(node)]
+        if isinstance(node, Mapping):
+            return _named(node)
+        if hasattr(type(node), "__dataclass_fields__"):
+            return [(f".{name}", getattr(node, name, None)) for name in node.__dataclass_fields__]
+    except Exception:  # noqa: BLE001 - a class of the user's, whose methods may raise anything: it shows us nothing
+        return []
+    return []
+
+
+def _named(members: Mapping[Any, Any]) -> _Members:
+    return [(f".{key}", value) for key, value in members.items()]
 
 
 def plain(tensor: Tensor) -> Tensor | None:
     """A dense, real view of the tensor's numbers without gradients, or None when it has none to look at.
 
     None for integers, bools, meta tensors, functorch's wrappers, whatever a CUDA graph is capturing, weights whose
-    memory was given back (`fully_shard`), and subclasses that keep their numbers elsewhere (fake and quantised ones). Sparse and nested tensors give their values,
-    distributed ones the local shard, complex ones their real and imaginary parts.
+    memory was given back (`fully_shard`), and subclasses that keep their numbers elsewhere (fake and quantised ones).
+    Sparse and nested tensors give their values, distributed ones the local shard, complex ones their real and imaginary
+    parts.
     """
+    if type(tensor) in _USUAL:
+        return _plain(tensor)
+    with torch_private.past_subclass(tensor):
+        return _plain(tensor)
+
+
+def _plain(tensor: Tensor) -> Tensor | None:
     if is_lazy(tensor) or torch_private.unreadable(tensor):
         return None
     kind = type(tensor)
-    if kind not in (Tensor, torch.nn.Parameter):
+    if kind not in _USUAL:
         if hasattr(tensor, "to_local"):
             return plain(tensor.to_local())
         if tensor.is_nested:
@@ -168,7 +207,8 @@ def exact_norm(gradients: Sequence[Tensor]) -> float | None:
         values = plain(gradient)
         seen = None if values is None else _extent(values)
         if values is None or seen is None:
-            unread += gradient.numel() > 0
+            with torch_private.past_subclass(gradient):
+                unread += gradient.numel() > 0
             continue
         if not seen.finite:
             return math.nan if seen.has_nan else math.inf

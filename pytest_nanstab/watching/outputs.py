@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter_ns
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -62,8 +63,9 @@ class Call:
         self.output_path = path
         self.output_facts = _facts_at(output, path)
         self.input_path, self.input_facts, self.input_computed = bad_input(args, kwargs)
-        self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
-        self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
+        with torch_private.unseen():
+            self._nodes = [t.grad_fn for _, t in measure.tensors_in(output) if t.grad_fn is not None]
+            self.in_graph = any(t.requires_grad for _, t in measure.tensors_in(output))
         self.is_meant = put_in_by_the_test()
         self.made: Made | None = None  # the traced operation behind the output
         self._output = output
@@ -89,7 +91,8 @@ def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any], bool]
         seen = measure.extent(tensor)
         if seen is not None and (seen.has_nan or seen.high == float("inf")):
             facts = {**measure.nonfinite_facts(tensor), **measure.places_in_data(tensor)}
-            return path, facts, tensor.grad_fn is not None
+            with torch_private.past_subclass(tensor):
+                return path, facts, tensor.grad_fn is not None
     return None, {}, False
 
 
@@ -187,6 +190,7 @@ class OutputWatch:
         self._installed = False
         self._armed = False
         self._transient: RemovableHandle | None = None
+        self._call = 0  # the identity of the frame that runs the call with that hook
         self._counted: list[_Counter] = []
         self._misses = 0
         # The calls with gradients on since the last optimizer step, by module: at hand to repeat, gone with the step.
@@ -266,11 +270,13 @@ class OutputWatch:
 
     def sample(self) -> None:
         """Look at the next outermost call, whichever module it is."""
+        self._end_lost_call()
         if self._transient is None:
             self._arm()
 
     def gradients_off(self) -> None:
         """Somebody switched gradients off: probably an evaluation, perhaps of a module not seen so far."""
+        self._end_lost_call()
         if not self._armed and self._transient is None and (self._dense or self._misses < _MISSES):
             self._misses += 1
             if torch_private.compiling_now() is None:  # a hook that comes up now would be compiled in
@@ -308,6 +314,16 @@ class OutputWatch:
             self._transient.remove()
             self._transient = None
 
+    def _end_lost_call(self) -> None:
+        """Notice that a call has ended without its hook: it was interrupted, or the user has cleared all hooks."""
+        if self._transient is None or threading.get_ident() != self._thread:
+            return
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and id(frame) != self._call:
+            frame = frame.f_back
+        if frame is None:
+            self._end_call()
+
     def _ours(self) -> bool:
         """Whether numbers computed here and now are to be judged."""
         if not self._installed or threading.get_ident() != self._thread:
@@ -328,6 +344,7 @@ class OutputWatch:
         if not torch.is_grad_enabled():
             self._misses = 0
         self._judge.first_call(module)
+        self._call = id(sys._getframe(1))
         self._transient = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
         self._own += perf_counter_ns() - begun
 
@@ -375,7 +392,8 @@ class OutputWatch:
     @torch_private.past_modes
     def _keep_counting(self, module: nn.Module, output: Any) -> bool:
         """Count the calls of a known module; one that returns the loss needs none, `backward` looks at that."""
-        is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
+        with torch_private.past_subclass(output):
+            is_loss = isinstance(output, torch.Tensor) and output.numel() == 1 and output.requires_grad
         if is_loss or self._known(module):
             return True
         counter = _Counter(module, self._count, self.recent, in_trainer=entered_from(sys._getframe()) is not None)

@@ -237,7 +237,10 @@ class Region:
                 with uncounted():
                     finding = self._explained_here(finding, hint)
         if made is not None and self.tracing is not None:
-            finding = self.tracing.told(finding, made, self)
+            try:
+                finding = self.tracing.told(finding, made, self)
+            except Exception as error:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise
+                finding = local.broken_off(finding, error)
         known = (finding.kind, finding.module, finding.source) in self._known
         self._known.add((finding.kind, finding.module, finding.source))
         if not known:

@@ -50,6 +50,10 @@ _disable_dispatch: Callable[[], AbstractContextManager[Any]] = _private(
     "utils._python_dispatch._disable_current_modes", nullcontext
 )
 _disable_function: Callable[[], AbstractContextManager[Any]] = _private("_C.DisableTorchFunction", nullcontext)
+_disable_subclasses: Callable[[], AbstractContextManager[Any]] = _private(
+    "_C.DisableTorchFunctionSubclass", nullcontext
+)
+_NOTHING_TO_DISABLE = nullcontext()
 # Tracing, compiling and functorch's wrappers: values there are symbols. Without these, reading one may raise.
 tracing_state: Callable[[], object] = _private("_C._get_tracing_state", lambda: None)
 # `torch.compiler.is_compiling` in two parts, a constant to dynamo and a flag, which together cost half as much. Without
@@ -90,6 +94,11 @@ def unseen() -> Iterator[None]:
     """Run our own operations past every active mode, and without recording gradients."""
     with _disable_function(), torch.set_grad_enabled(False), _disable_dispatch():
         yield
+
+
+def past_subclass(tensor: Any) -> AbstractContextManager[Any]:
+    """Look at a tensor without asking the `__torch_function__` of its class, which may refuse or count it."""
+    return _NOTHING_TO_DISABLE if type(tensor) in (Tensor, nn.Parameter) else _disable_subclasses()
 
 
 def past_modes(function: Callable[_P, _R]) -> Callable[_P, _R]:
