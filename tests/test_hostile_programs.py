@@ -6,11 +6,13 @@ The programs are in `hostile_programs`: every test there takes `bad`; what is ne
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ def session(folder, *arguments, explicit=False, env=()):
         [*command, "--nanstab-report=report.json", *arguments], cwd=folder, env=environment, check=False,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
     )  # fmt: skip
+    assert (folder / "report.json").exists(), (result.returncode, result.stdout.decode(errors="replace")[-9000:])
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return result.returncode, result.stdout, {record["id"]: record for record in report["tests"]}
 
@@ -180,6 +183,49 @@ def test_folders_that_cannot_be_written(pytester):
     assert ran.code == 1
     assert "could not write nanstab report" in ran.text
     assert (pytester.path / "x.md").is_file()
+
+
+# --- threads
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("where", ["before", "between"])
+def test_another_thread_in_its_backward(where, bad):
+    """A backward that begins, or ends, while another thread's is running is no part of that one."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def other():
+        weight = torch.ones(1, requires_grad=True)
+        product = weight * 2
+
+        def waits(_):
+            entered.set()
+            go_on.wait(10)
+
+        product.register_hook(waits)
+        product.backward()
+
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    thread = threading.Thread(target=other)
+    with watch(on_instability="record") as run:
+        output = model(torch.ones(1, 1))
+        if where == "before":
+            thread.start()
+            entered.wait(10)
+        else:  # the other thread's whole backward falls into this one
+
+            def lets_it_run(_):
+                go_on.set()
+                thread.start()
+                thread.join()
+
+            output.register_hook(lets_it_run)
+        (output.sum() * (math.nan if bad else 1.0)).backward()
+        go_on.set()
+        thread.join()
+        optimizer.step()
+    assert [finding.kind for finding in run.findings] == (["nonfinite-loss"] if bad else [])
 
 
 # --- size: what is counted here are calls, not seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -167,14 +168,18 @@ class GradientJudge:
 
     def _known_norms(self) -> list[GradientNorm]:
         """Those of the optimizers seen so far; before the first step, that of all parameters of the modules seen."""
-        held = [norm for norm in self._region.state.norms.values() if isinstance(norm, GradientNorm)]
+        here = threading.get_ident()
+        held = [norm for norm in tuple(self._region.state.norms.values()) if isinstance(norm, GradientNorm)]
         if held:
             self.early = None
+        elif here != self._region.thread:
+            return []
         elif self.early is None or not self.early.parameters or any(p.grad is None for p in self.early.parameters):
             # One outermost module may hold another: a trainer's own module, and the network that it calls.
             parameters = {id(p): p for root in self._region.names.roots() for p in root.parameters()}
             self.early = norm_over([p for p in parameters.values() if p.grad is not None])
-        return held or [norm for norm in (self.early,) if norm is not None]
+        known = held if held or self.early is None else [self.early]
+        return [norm for norm in known if norm.thread == here]
 
     @torch_private.past_modes
     def norm_clipped(self, parameters: list[Tensor], total: Any, bound: Any, order: Any) -> None:

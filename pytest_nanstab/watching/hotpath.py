@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,8 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
     dispatch_modes, function_modes = torch_private.dispatch_modes, torch_private.function_modes
     clips, scaling = region.gradients.clips, region.gradients.scaling
     look, norms = looking(region) if region.options.dense else None, region.state.norms
-    inside = False
+    inside = 0
+    nested = torch_private.graph_task
     headroom = region.headroom
     stated = region.options.limits.get("max_loss")
     # Beyond the largest number there is only what is not finite, which needs a look in any case.
@@ -45,7 +47,7 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
             return as_it_is(tensors, grad_tensors, retain_graph, create_graph, *others, inputs=inputs, **more)
         run = with_rest(original, others, more) if others or more else original
         # A backward inside a backward (reentrant checkpointing) is part of the outer one.
-        if inside or not region.active:
+        if not region.active or (inside and nested() != -1):
             return run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         if (
             type(tensors) is Tensor
@@ -71,11 +73,11 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
             clips.before_backward(region.backwards)
         if look is not None and (clips.calls or len(norms) != 1):
             region.gradients.coming()
-        inside = True
+        inside += 1
         try:
             result = run(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         finally:
-            inside = False
+            inside -= 1
             region.backwards += 1
             if region.alert:
                 region.after_backward()
@@ -90,13 +92,14 @@ def backward_of(region: Region, original: Callable[..., Any]) -> Callable[..., A
 def looking(region: Region) -> Callable[[], None]:
     """What looks at the gradients that a backward has left."""
     norms, scaling = region.state.norms, region.gradients.scaling
+    here = threading.get_ident
     simple = region.details is None and region.headroom is None
 
     def look() -> None:
         # The common case: one optimizer, and nothing that changes what its gradients mean.
         if simple and len(norms) == 1 and scaling.scale is None:
-            for norm in norms.values():
-                if norm.glance(region.backwards):
+            for norm in tuple(norms.values()):
+                if norm.thread == here() and norm.glance(region.backwards):
                     return
         region.gradients.arrived()
 

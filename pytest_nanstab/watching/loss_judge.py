@@ -7,6 +7,7 @@ judged by itself.
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -39,8 +40,9 @@ class LossJudge:
         """A loss is about to be differentiated, and it is not finite, or bounded, or something bad was seen before."""
         __tracebackhide__ = True
         region = self._region
-        if region.pending is not None and region.pending.discarded(set(region.state.owned())):
-            self._settle_pending(region.pending)
+        pending = region.pending
+        if pending is not None and pending.may_be_judged and pending.discarded(set(region.state.owned())):
+            self._settle_pending(pending)
         if not math.isfinite(value):
             if region.pending is None:
                 self._begin(tensors, value)
@@ -55,8 +57,11 @@ class LossJudge:
     def _begin(self, tensors: Any, value: float) -> None:
         region = self._region
         # What reentrant checkpoints hide from the graph is found among the parameters known otherwise.
-        hidden = [p for root in region.names.roots() for p in root.parameters()]
-        candidates = [*leaves_of(tensors), *hidden, *region.state.owned().values()]
+        at_home = threading.get_ident() == region.thread
+        hidden = [p for root in region.names.roots() for p in root.parameters()] if at_home else []
+        others = region.state.of_other_threads()
+        known = [p for p in (*hidden, *region.state.owned().values()) if id(p) not in others]
+        candidates = [*leaves_of(tensors), *known]
         region.pending = pending = PendingLoss(region.run.steps + 1, value, user_spot(2), candidates)
         pending.backwards = region.backwards + 1
         pending.batch = region.context.get("batch")
@@ -95,8 +100,9 @@ class LossJudge:
     @torch_private.past_modes
     def after_backward(self) -> None:
         """A backward has run, perhaps while a non-finite loss is pending."""
-        if self._region.pending is not None:
-            self._region.pending.backward_done()
+        pending = self._region.pending
+        if pending is not None and pending.thread == threading.get_ident():
+            pending.backward_done()
 
     @torch_private.past_modes
     def clipped(self) -> None:

@@ -7,6 +7,7 @@ buffer with one call, and one dot product follows. In a large one it is memory t
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,12 +39,15 @@ class GradientNorm:
         elements: how many numbers they are.
         backwards: the backward calls done when the optimizer was last judged.
         looked: the backward calls done when its gradients were last looked at right after one.
+        thread: the thread in which the optimizer steps. No other one reads these gradients: torch replaces a gradient
+            without asking who is reading it, and the process dies.
         by_hand: something was seen to change them behind the version counters of torch.
     """
 
     def __init__(self, parameters: list[Tensor], groups: Sequence[Mapping[str, Any]] = ()) -> None:
         self.parameters = parameters
         self._groups = [(group["params"], len(group["params"])) for group in groups]
+        self.thread = threading.get_ident()
         self.backwards = self.looked = 0
         self._scale = 1.0
         self._exact: float | None = None
@@ -150,7 +154,7 @@ class GradientNorm:
 
     def adopt(self, other: GradientNorm | None) -> None:
         """Take over what was seen of the same gradients before it was known whose they are."""
-        if other is None:
+        if other is None or other.thread != self.thread:
             return
         mine, theirs = ({id(p) for p in norm.parameters if p.grad is not None} for norm in (self, other))
         if mine == theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -42,6 +43,7 @@ class PendingLoss:
         self.after_broken = False  # whether a parameter was not finite before it was differentiated
         self.at_hand: AtHand | None = None  # what it was computed from
         self.cleared = False
+        self.thread = threading.get_ident()
         self._before: list[tuple[Tensor, Tensor | None, int]] | None = [
             (leaf, leaf.grad, _version(leaf.grad)) for leaf in {id(c): c for c in candidates}.values()
         ]
@@ -63,6 +65,12 @@ class PendingLoss:
             trace.version = _version(trace.gradient)
 
     @property
+    def may_be_judged(self) -> bool:
+        """Whether its gradients may be read here: no other thread is at work on them."""
+        others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+        return self.thread not in others
+
+    @property
     def leaves(self) -> list[Tensor]:
         """The tensors that got a gradient from it."""
         return [trace.leaf for trace in self._touched]
@@ -72,6 +80,8 @@ class PendingLoss:
 
         An input that got a gradient too keeps it for ever, and means nothing.
         """
+        if self._before is not None:  # another thread's backward, while this one's is still to come
+            return False
         mine = [trace for trace in self._touched if id(trace.leaf) in owned]
         parameters = [trace for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
         return not any(trace.remains() for trace in mine or parameters or self._touched)
@@ -91,7 +101,7 @@ class PendingLoss:
         mine = {id(p) for p in parameters}
         theirs = [trace for trace in self._touched if id(trace.leaf) in mine]
         if not theirs:
-            return None if self._touched else True
+            return None if self._touched or not self.may_be_judged else True
         if self.cleared:
             return any(trace.remains() for trace in theirs)
         # Gradients made zero by hand go into the step all the same: `nan_to_num_` hides a loss, it does not skip it.

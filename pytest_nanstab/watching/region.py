@@ -99,7 +99,7 @@ class Region:
         self.constructed: WeakSet[Optimizer] = WeakSet()
         self._patches = Patches()
         self._rooted = False
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self.late: list[Finding] = []  # what only the end has shown
         self._elsewhere: list[Finding] = []
         self._has_enclosed = False  # a watch inside that used torch
@@ -227,7 +227,7 @@ class Region:
         # A test does not see what is raised in its threads, and other ranks would wait for ever for one that has left
         # its loop: that is kept for the end.
         alone = self.ranks.look() is None
-        here = self.options.raises and alone and threading.get_ident() == self._thread
+        here = self.options.raises and alone and threading.get_ident() == self.thread
         finding = self._in_context(finding)
         if finding.is_nonfinite:
             if self._rooted and (self._elsewhere or not here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 class _LetGo:
     """In place of the norm of an optimizer that is not held any more; it is held again when it is due."""
+
+    thread = 0
 
     def fits(self, _groups: object) -> bool:
         """It is not known any more."""
@@ -80,6 +83,7 @@ class StateJudge:
         parameters = state.parameters_of(optimizer)
         if isinstance(norm, GradientNorm):
             if len(norm.parameters) == len(parameters) and all(map(is_, norm.parameters, parameters)):
+                norm.thread = threading.get_ident()
                 return norm
         else:
             self.spot = user_spot(3)
@@ -117,6 +121,12 @@ class StateJudge:
     def owned(self) -> dict[int, Tensor]:
         """The parameters of all known optimizers, by id."""
         return {id(p): p for optimizer in self.known() for p in state.parameters_of(optimizer)}
+
+    def of_other_threads(self) -> set[int]:
+        """The ids of parameters that are stepped in other threads than this."""
+        here = threading.get_ident()
+        held = [norm for norm in tuple(self.norms.values()) if isinstance(norm, GradientNorm)]
+        return {id(p) for norm in held if norm.thread != here for p in norm.parameters}
 
     def broken(self, step: int) -> Finding | None:
         """A parameter that was non-finite before the coming forward pass, `step` steps being done."""

@@ -241,6 +241,9 @@ def release(module: nn.Module, call: Callable[..., Any]) -> None:
 # lead from an operation of the backward pass to the forward operation it belongs to. Without them a fault born in a
 # derivative is named by its node, without the user's line.
 current_node: Callable[[], Any] = _private("_C._current_autograd_node", lambda: None)
+# Whether a backward is running around this call, in whichever thread: -1 is none. Without it a backward that begins
+# while another thread's is running is taken for a part of that.
+graph_task: Callable[[], int] = _private("_C._current_graph_task_id", int)
 next_sequence_number: Callable[[], int] = _private("_C._autograd._get_sequence_nr", int)
 
 # -- a dispatch mode that is no block of code --------------------------------------------------------------------------
