@@ -224,10 +224,8 @@ class Region:
         the computation where it is not.
         """
         __tracebackhide__ = True
-        # A test does not see what is raised in its threads, and other ranks would wait for ever for one that has left
-        # its loop: that is kept for the end.
-        alone = self.ranks.look() is None
-        here = self.options.raises and alone and threading.get_ident() == self.thread
+        # A test does not see what is raised in its threads, and other ranks would wait for one that has left its loop.
+        here = self.options.raises and self.ranks.look() is None and threading.get_ident() == self.thread
         finding = self._in_context(finding)
         if finding.is_nonfinite:
             if self._rooted and (self._elsewhere or not here):
