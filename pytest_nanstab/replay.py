@@ -231,7 +231,7 @@ def _is_about_bad_tensors(error: BaseException | None) -> bool:
 def _explain_assertion_on_the_spot(item: pytest.Item, watch: ItemWatch, error: BaseException | None) -> None:
     if not isinstance(error, AssertionError) or isinstance(error, StabilityError) or watch.findings:
         return
-    if watch.explains and "torch" in sys.modules:
+    if watch.explains and watch.group is None and "torch" in sys.modules:
         from pytest_nanstab.attribution.local import behind_assertion
 
         found = behind_assertion(error)
