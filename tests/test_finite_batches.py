@@ -590,3 +590,10 @@ def test_item_walks_one_loader_once():
     bad = [[torch.tensor([NAN, 1.0])]]
     assert len(finite_data(bad, bad).failing) == 1
     assert len(finite_data(bad, [[torch.tensor([1.0, INF])]]).failing) == 2
+
+
+def test_a_value_out_of_range_is_not_called_infinite():
+    """The block says what is wrong with the values it counts."""
+    text = str(failure([[torch.tensor([0.5, 3.0])]], domain=[Spec(min_value=0, max_value=1)]))
+    assert "1 of 2 values is out of range" in text
+    assert "not finite" not in text

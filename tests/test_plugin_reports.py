@@ -343,3 +343,22 @@ def test_runs_of_inner_watches_are_the_tests(pytester):
     tests = json.loads((pytester.path / "report.json").read_text("utf-8"))["tests"]
     assert [test["run"]["steps"] for test in tests] == [7, 5]
     assert all(len(test["run"]["loss"]) == test["run"]["steps"] for test in tests)
+
+
+def test_a_clip_before_a_step_that_a_finding_stopped_is_not_called_useless(pytester):
+    """The step that would have shown what the clip is good for never came."""
+    ran = run_inside(
+        pytester,
+        """
+@pytest.mark.nanstab
+def test_clips():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss = model(torch.ones(4, 2)).pow(2).mean() / 0
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+""",
+    )
+    assert "Inf in the loss" in ran.text
+    assert "had no effect" not in ran.text

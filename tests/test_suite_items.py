@@ -628,7 +628,7 @@ def test_net():
     )
     run.result.assert_outcomes(passed=3, failed=1)
     assert run.outcomes["test_net[gradient_bounds-bf16-true]"] == "failed"
-    assert "stuck-parameter" in run.text or "no step changed" in run.text
+    assert "bfloat16 drops updates smaller than 0.4 % of a weight" in " ".join(run.text.split())
 
 
 def test_a_bias_in_front_of_batch_norm_is_not_stuck(run):

@@ -547,6 +547,17 @@ def test_a_scale_below_one(ask):
     assert kinds(ask(lambda: body((1, 2, 3)))) == ["stuck-loss-scale"]
 
 
+def test_a_streak_below_one_is_told_once():
+    """A scale that fell below 1 within a streak that lasts to the end: two signs, one finding."""
+    model = mlp()
+
+    def body(bad, steps):
+        scaled_loop(model, sgd(model), torch.amp.GradScaler("cpu", init_scale=4.0), overflow=bad, steps=steps)
+
+    assert kinds(recorded(lambda: body(range(1, 15), 14))) == ["stuck-loss-scale"]
+    assert kinds(recorded(lambda: body([*range(1, 5), *range(6, 17)], 16))) == ["stuck-loss-scale"] * 2
+
+
 @every_way
 @pytest.mark.parametrize("clip", [norm_clip, value_clip])
 def test_a_clip_of_scaled_gradients(ask, clip):

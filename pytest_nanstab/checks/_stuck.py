@@ -63,6 +63,8 @@ def stuck_findings(trained: Trained) -> Iterator[Finding]:
             else "no update was large enough to change a bit, or none reached the parameters"
         )
         remedy = "make the optimizer from model.parameters() after the model is complete, or copy its masters back"
+        if trained.stuck and not names:  # the optimizer does hold them: it is the size of the updates
+            cause, remedy = _why_stuck(trained, trained.stuck[0])
         message = "no parameter of the model has changed, although they have gradients"
         yield _stuck_finding(trained, message, None, cause, remedy)
         return

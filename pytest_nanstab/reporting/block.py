@@ -289,7 +289,8 @@ def _counted(evidence: Mapping[str, Any], *, became: bool) -> str:
     count = evidence.get("count") or nan + inf
     if not count:
         return ""
-    what = {(True, False): "NaN", (False, True): "inf"}.get((bool(nan), bool(inf)), "not finite")
+    other = "out of range" if "domain" in evidence else "not finite"
+    what = {(True, False): "NaN", (False, True): "inf"}.get((bool(nan), bool(inf)), other)
     which = f" ({nan} NaN, {inf} inf)" if nan and inf else ""
     total = evidence.get("of")
     if total == 1:

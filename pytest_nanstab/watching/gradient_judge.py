@@ -245,7 +245,9 @@ class GradientJudge:
         if self.scaling.skipped_in_a_row >= scaling.STUCK_ATTEMPTS:
             self._report_stuck(self.scaling.last_scale, self._skip_spot)
         self._region.run.notes += [*self.tallies.notes(), *self.scaling.notes(), *self._unreached()]
-        useless = self.tallies.useless() if self._region.run.steps else None
+        # What was raised has kept the optimizer from the step that would have shown what the clips are good for.
+        stopped = self._region.options.raises and bool(self._region.findings)
+        useless = self.tallies.useless() if self._region.run.steps and not stopped else None
         if useless is not None:
             self._region.report(verdicts.foreign_clip(self._region.run.steps, useless))
 
@@ -264,6 +266,9 @@ class GradientJudge:
 
     def _report_stuck(self, scale: float | None, spot: tuple[str, int] | None) -> None:
         __tracebackhide__ = True
+        if self.scaling.told:
+            return
+        self.scaling.told = True
         attempts = self.scaling.skipped_in_a_row
         self._region.report(verdicts.stuck_scale(self._region.run.steps, attempts, scale, spot), self._skip_made)
 

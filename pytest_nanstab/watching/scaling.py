@@ -24,6 +24,7 @@ class Scaling:
         self.last_scale: float | None = None  # the scale of the last attempted step
         self.skipped_in_a_row = self.longest_streak = 0
         self.fell_below_one = False
+        self.told = False  # a streak is one finding, however it shows
         self._scaled: weakref.ref[Tensor] | None = None  # the scaled loss
         self._value = 0.0  # its value before
 
@@ -59,6 +60,7 @@ class Scaling:
         """Count an attempted step."""
         self.last_scale = self.scale
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        self.told = self.told and skipped
         self.longest_streak = max(self.longest_streak, self.skipped_in_a_row)
 
     def notes(self) -> list[str]:
