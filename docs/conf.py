@@ -1,0 +1,65 @@
+"""How Sphinx builds the documentation: `sphinx-build -W --keep-going -n docs docs/_build/html`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "pytest-nanstab"
+author = "The pytest-nanstab developers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "pytest-nanstab"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["page.css"]
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+smartquotes = False  # options are typed with two hyphens
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # the signatures stand in the code, and the words beside them in the docstrings
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autoclass_content = "class"
+napoleon_use_ivar = True
+napoleon_use_param = False
+nitpicky = True
+# Names of torch, numpy and Hypothesis would need their inventories, and so the network, to be looked up.
+nitpick_ignore_regex = [("py:.*", r"(?!pytest_nanstab\.).*")]
+
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
+
+_TITLED = re.compile(r'^( *)```(\w+) title="([^"]+)".*$', re.MULTILINE)
+_PLAIN = re.compile(r"^( *)```(console|text|python)(?: [^`\n]+)$", re.MULTILINE)
+
+_CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
+_ARGUMENTS = (".TrainingSetup", ".TensorSpec")
+
+
+def _captions(app: Any, docname: str, source: list[str]) -> None:
+    """Titles of fenced blocks become captions; what only the tests read is left out."""
+    text = _TITLED.sub(r"\1```{code-block} \2\n\1:caption: \3\n", source[0])
+    source[0] = _PLAIN.sub(r"\1```\2", text)
+
+
+def _literals(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings mark code with single backticks, as Markdown does."""
+    lines[:] = [_CODE.sub(r"``\1``\ ", line) for line in lines]
+    if name.endswith(_ARGUMENTS):  # their attributes are what they are called with
+        lines[:] = [line.replace(":ivar ", ":param ").replace(":vartype ", ":type ") for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Register the above."""
+    app.connect("source-read", _captions)
+    app.connect("autodoc-process-docstring", _literals)
