@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from watched import every_way, kinds, raised, sampled, zero_change
+from watched import TORCH, every_way, kinds, raised, sampled, zero_change
 
 from pytest_nanstab import watch
 
@@ -252,6 +252,7 @@ def test_compiled_before_a_watch_and_used_after():
     assert counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.skipif(TORCH < (2, 6), reason="this torch cannot compile `train()`")
 def test_a_full_graph_stays_one():
     """`fullgraph=True` raises at the first break: none is added to a model, a loss and a clip."""
     torch._dynamo.reset()

@@ -51,11 +51,13 @@ def test_rerunfailures(pytester, options):
         "test_healthy": "passed",
     }
     assert ran.result.parseoutcomes() == {"passed": 3, "failed": 2, "skipped": 1, "rerun": 5}
-    assert ran.block("= nanstab =", "nanstab report") == (
+    *told, last = ran.block("= nanstab =", "nanstab report").splitlines()
+    # Which module was given the batch is not known to every torch.
+    assert (last[:30], last[-13:]) == ("non-finite  test_it.py::test_s", "test_it.py:21")
+    assert "\n".join(told) == (
         "=================================== nanstab ====================================\n"
         "2 tests checked, 3 watched, 15 optimizer steps, 2 failed, 1 skipped\n"
-        "non-finite  test_it.py::test_watched_broken  step 2  test_it.py:13\n"
-        "non-finite  test_it.py::test_s…ite_steps-32-true]  step 3  Linear  test_it.py:21"
+        "non-finite  test_it.py::test_watched_broken  step 2  test_it.py:13"
     )
     assert kinds_in(pytester) == {
         "test_watched_flaky": [],

@@ -144,7 +144,7 @@ def test_every_optimizer_is_judged(kind, arguments, fault, expected, region):
 def test_the_family_is_large():
     """The variants are real: most of them run here."""
     names = {kind.__name__ for kind in family()}
-    assert {"SGD", "Adam", "AdamW", "LBFGS", "SparseAdam", "Adafactor", "Rprop"} <= names
+    assert {"SGD", "Adam", "AdamW", "LBFGS", "SparseAdam", "NAdam", "Rprop"} <= names
     for name in ("foreach", "fused"):
         model = model_for(torch.optim.Adam)
         trained(model, torch.optim.Adam(model.parameters(), **{name: True}))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from watched import every_way, kinds, mlp, zero_change
+from watched import TORCH, every_way, kinds, mlp, zero_change
 
 from pytest_nanstab import watch
 
@@ -190,6 +190,8 @@ MODELS = {
         memory_format=torch.channels_last
     ),
 }
+if TORCH < (2, 6):
+    del MODELS["nested"]  # its own backward fails there
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
 

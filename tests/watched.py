@@ -15,6 +15,8 @@ from pytest_nanstab.watching.region import Region
 
 torch.set_num_threads(1)  # the models here are tiny: threads cost far more than they save
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 Body = Callable[[], object]
 Asked = Callable[[Body], list[str]]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pytest_nanstab.checks._signal import first_pass
 from pytest_nanstab.propagation.passes import Pass
+from pytest_nanstab.ranks.sharding import local
 from pytest_nanstab.suite.batching import copied
 from pytest_nanstab.suite.precision import Arithmetic
 from pytest_nanstab.suite.setup import Batch, TrainingSetup
@@ -33,12 +34,12 @@ class Start:
         parameters = {
             name: p for name, p in model.named_parameters() if not nn.parameter.is_lazy(p) and p.requires_grad
         }
-        self._before = [(parameter, parameter.detach().clone()) for parameter in parameters.values()]
+        self._before = [(parameter, local(parameter).clone()) for parameter in parameters.values()]
 
     def unmoved(self) -> bool:
         """Whether all of them are bit for bit what they were, although some have a gradient that is not zero."""
         return any(_has_gradient(p) for p, _ in self._before) and all(
-            torch.equal(parameter.detach(), before) for parameter, before in self._before
+            torch.equal(local(parameter), before) for parameter, before in self._before
         )
 
 
@@ -46,4 +47,5 @@ def _has_gradient(parameter: Tensor) -> bool:
     gradient = parameter.grad
     if gradient is None:
         return False
+    gradient = local(gradient)
     return bool(torch.count_nonzero(gradient.coalesce().values() if gradient.is_sparse else gradient))

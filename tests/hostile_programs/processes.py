@@ -1,5 +1,6 @@
 """Threads, workers and other processes: what trains there, and what the test itself goes on to do."""
 
+import atexit
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,14 @@ def test_pool_beside_the_test(bad):
 
 
 LEFT = threading.Event()
+DAEMONS = []
+
+
+@atexit.register  # a session of some of these programs ends with the thread still at work
+def stop():
+    LEFT.set()
+    for thread in DAEMONS:
+        thread.join(10)
 
 
 def until_the_end():
@@ -44,7 +53,8 @@ def until_the_end():
 
 @both
 def test_daemon_that_outlives_the_test(bad):
-    threading.Thread(target=until_the_end, daemon=True).start()
+    DAEMONS.append(threading.Thread(target=until_the_end, daemon=True))
+    DAEMONS[-1].start()
     train(bad)
 
 
