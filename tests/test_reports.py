@@ -545,6 +545,7 @@ MODULES = (
         "markdown",
         "model",
         "pages",
+        "schema",
         "series",
     ),
     *("terminal", "text", "tolerant"),

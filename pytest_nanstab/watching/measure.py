@@ -60,7 +60,8 @@ def all_tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
     def members(node: Any) -> _Members:
         nonlocal opened
-        found = _members_of(node)
+        found = _members_of(node) if opened < _MAX_OBJECTS else []
+        opened += bool(found and opened)  # within somebody's objects, which may lead anywhere
         if found or isinstance(node, (type, ModuleType, torch.nn.Module)) or opened >= _MAX_OBJECTS:
             return found
         own = getattr(node, "__dict__", None)

@@ -173,6 +173,14 @@ class _Counter:
 _LISTENING: list[OutputWatch] = []
 
 
+def _calling_frame() -> FrameType | None:
+    """torch's frame that runs the hooks of a module's call, and then the call."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != torch.nn.modules.module.__file__:
+        frame = frame.f_back
+    return frame
+
+
 def _entering(module: nn.Module, _args: Any) -> None:
     """The global hook: one function for all watches, since a compiled function is compiled anew for another."""
     if not torch.compiler.is_compiling():
@@ -344,7 +352,7 @@ class OutputWatch:
         if not torch.is_grad_enabled():
             self._misses = 0
         self._judge.first_call(module)
-        self._call = id(sys._getframe(1))
+        self._call = id(_calling_frame())
         self._transient = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
         self._own += perf_counter_ns() - begun
 
