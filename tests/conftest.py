@@ -23,4 +23,5 @@ def _without_neighbours(request, monkeypatch):
     """Inner sessions do not load what happens to be installed beside us."""
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # it clears the variable
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # they are no part of the session around them
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in NEIGHBOURS))

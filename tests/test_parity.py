@@ -180,6 +180,8 @@ def test_dropout_that_is_no_module_is_off(model):
     """The dropout of attention and of recurrent layers is an argument; it is put back."""
     loss = lambda m, b: (out[0] if isinstance(out := m(b), tuple) else out).pow(2).mean()  # noqa: E731
     found = compared(model, torch.randn(4, 5, 8), "bf16-mixed", loss=loss)
+    if isinstance(found, str) and "primitive" in found:
+        pytest.skip("this processor has no recurrent layers in bfloat16")
     assert isinstance(found, dict)
     assert found["first"] is None
     assert {module.dropout for module in model.modules() if hasattr(module, "num_heads")} <= {0.1}
