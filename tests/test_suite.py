@@ -509,3 +509,14 @@ def test_a_limit_broken_at_every_step_is_told_once():
     assert told["gradient_bounds"] == ["max_loss", "max_grad_norm"]
     assert told["headroom"] == ["min_headroom_bits"]
     assert told["finite_steps"] == ["clip"]
+
+
+def test_a_processor_without_a_kernel_is_no_fault_of_the_model():
+    """oneDNN refuses recurrent layers in bfloat16 on processors that lack the instructions."""
+    from pytest_nanstab.suite.precision import InapplicableError, explained
+
+    refusal = "could not create a primitive descriptor for the LSTM forward propagation primitive"
+    with pytest.raises(InapplicableError, match="bf16-mixed does not apply: could not create"), explained("bf16-mixed"):
+        raise RuntimeError(refusal)
+    with pytest.raises(RuntimeError, match="could not create"), explained("32-true"):
+        raise RuntimeError(refusal)

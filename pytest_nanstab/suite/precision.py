@@ -33,8 +33,11 @@ _FORMATS: dict[Precision, _Format] = {
     "bf16-mixed": _Format(autocast=torch.bfloat16),
     "16-mixed": _Format(autocast=torch.float16, scaled=True),
 }
-# torch names the dtype that lacks a kernel; an integer there is a mistake of the program, not of the precision.
-_NO_KERNEL = re.compile(r"not implemented for(?! '?(?:Long|Int|Short|Char|Byte|Bool)\b)")
+# torch names the dtype that lacks a kernel; an integer there is a mistake of the program, not of the precision. oneDNN
+# has no recurrent layers in bfloat16 for processors without AVX-512, and says no more than that.
+_NO_KERNEL = re.compile(
+    r"not implemented for(?! '?(?:Long|Int|Short|Char|Byte|Bool)\b)|could not create a primitive(?! cache)"
+)
 _NO_DTYPE = re.compile(
     r"MPS.*(?:float64|double|bfloat16)|does not support (?:float64|double|bfloat16|half)", re.I | re.S
 )
