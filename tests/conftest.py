@@ -25,3 +25,22 @@ def _without_neighbours(request, monkeypatch):
         request.getfixturevalue("pytester")  # it clears the variable
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # they are no part of the session around them
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(f"-p no:{name}" for name in NEIGHBOURS))
+
+
+def pytest_addoption(parser):
+    """The matrix asks for less of what comes in large families."""
+    parser.addoption("--every", type=int, default=1, help="of tests with more than 12 cases run every Nth case only")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Every Nth case of a large family; which ones is the same in every process."""
+    every = config.getoption("--every")
+    families = {}
+    for item in items:
+        families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {
+        id(item) for family in families.values() if len(family) > 12 for n, item in enumerate(family) if n % every
+    }
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
