@@ -170,12 +170,9 @@ def explain(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     except Exception as broken:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise anything
         first = next(iter(watch.findings), None)
         if first is not None:
+            from pytest_nanstab.attribution.plan import broken_off
+
             _retell(watch, error, first, _with(first, note=broken_off(broken)))
-
-
-def broken_off(error: Exception) -> str:
-    """Why the operation behind a finding is not known."""
-    return f"looking for the operation ended in a {type(error).__name__}"
 
 
 def _retell(watch: ItemWatch, error: BaseException | None, finding: Finding, told: Finding) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import importlib.util
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from plugin_runs import again
-from watched import every_way, kinds, raised, sampled, zero_change
+from watched import every_way, is_marked, kinds, raised, sampled, zero_change
 
 from pytest_nanstab import StabilityError, watch
 
@@ -30,12 +31,7 @@ def p():
     return pytest.importorskip("programs_transformers", exc_type=ImportError)  # torch may be too old for it
 
 
-def at_word(finding, word):
-    """Whether a finding's line is the one that a comment of the programs marks."""
-    assert finding.source is not None, finding
-    path, line = finding.source.rsplit(":", 1)
-    assert Path(path).name == PROGRAMS.name, finding.source
-    return PROGRAMS.read_text(encoding="utf-8").splitlines()[int(line) - 1].endswith(f"# {word}")
+at_word = partial(is_marked, PROGRAMS)
 
 
 def logged(trained, name):

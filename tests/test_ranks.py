@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def test_healthy(session, name):
 @pytest.mark.parametrize("name", BROKEN)
 def test_found_on_all_ranks(session, name):
     """The test fails on both ranks, and the finding names the rank it is on."""
-    kind, _, where = EXPECTED[name].partition(",")[0].partition(" rank ")
+    kind, _, where = re.split("[,:]", EXPECTED[name])[0].partition(" rank ")
     consumed = name == "test_driver_nan"  # by `pytest.raises`, on both ranks
     outcomes = {told["outcome"] for rank in range(SIZE) for told in session.of(name, rank)}
     if outcomes == {"skipped"}:

@@ -245,7 +245,7 @@ def prints_of(model, *, gradients, other=None, steps=2, scale=1.0):
         for number, parameter in enumerate(model.parameters()):
             own = other is not None and number == other
             parameter.grad = torch.randn_like(parameter) + (gradients + step if own else 0)
-        known.stepping(list(model.parameters()), dict, lambda p: _name(model, p))
+        known.stepping(list(model.parameters()), lambda p: _name(model, p))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(scale)
@@ -295,7 +295,7 @@ def test_constant_gradients_prove_nothing():
         for _ in range(2):
             for parameter in model.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            seen.stepping(list(model.parameters()), dict, lambda p: _name(model, p))
+            seen.stepping(list(model.parameters()), lambda p: _name(model, p))
         seen.finish()
         return seen
 
@@ -308,7 +308,7 @@ def test_a_parameter_that_is_gone_is_not_judged():
     model = net()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    known.stepping(list(model.parameters()), dict, lambda _: "weight")
+    known.stepping(list(model.parameters()), lambda _: "weight")
     del model, parameter
     known.finish()
     assert all(seen["ended"] is None for seen in known.details().values())
@@ -320,5 +320,5 @@ def test_names_that_come_twice_are_told_apart():
     for model in (net(0), net(1)):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        known.stepping(list(model.parameters()), dict, lambda p, model=model: _name(model, p))
+        known.stepping(list(model.parameters()), lambda p, model=model: _name(model, p))
     assert set(known.details()) == {"weight", "bias", "weight #2", "bias #2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +102,11 @@ def train(
 def at(step: int, value: float) -> Callable[[int, Tensor], Tensor]:
     """Multiply the loss of one step by a value."""
     return lambda now, loss: loss * value if now == step else loss
+
+
+def is_marked(programs: Path, finding: Finding, word: str) -> bool:
+    """Whether a finding's line is the one that a comment of these programs marks."""
+    assert finding.source is not None, finding
+    path, line = finding.source.rsplit(":", 1)
+    assert Path(path).name == programs.name, finding.source
+    return programs.read_text(encoding="utf-8").splitlines()[int(line) - 1].endswith(f"# {word}")

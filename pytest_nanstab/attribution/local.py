@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pytest_nanstab.attribution import asserted, slices
+from pytest_nanstab.attribution import asserted, plan, slices
 from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.entered import AtHand
 from pytest_nanstab.attribution.growth import Growth, explosion_in
@@ -77,8 +77,7 @@ def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
 def broken_off(finding: Finding, error: Exception) -> Finding:
     """The finding without its origin, because looking for it met something that raised."""
     told = advised(finding)
-    note = f"looking for the operation ended in a {type(error).__name__}"
-    return replace(told, evidence={"note": note, **told.evidence})
+    return replace(told, evidence={"note": plan.broken_off(error), **told.evidence})
 
 
 def behind_assertion(error: BaseException) -> Finding | None:

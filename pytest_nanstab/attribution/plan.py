@@ -41,6 +41,11 @@ def deferred() -> Iterator[Known]:
         _DEFERRED.pop()
 
 
+def broken_off(error: Exception) -> str:
+    """Why the operation behind a finding is not known: looking for it met something of the user's that raised."""
+    return f"looking for the operation ended in a {type(error).__name__}"
+
+
 def current() -> Tracing | None:
     """The tracing of the replay that is running; None outside of replays."""
     return _CURRENT[-1] if _CURRENT else None

@@ -55,33 +55,26 @@ class Parameters:
         self._counts: Counter[str] = Counter()
         self._excused = False  # the ranks part on purpose
 
-    def stepping(
-        self, parameters: Sequence[Tensor], names: Callable[[], Mapping[int, str]], otherwise: Callable[[Tensor], str]
-    ) -> None:
-        """Take prints before one of an optimizer's first steps; later ones cost next to nothing.
-
-        `names` gives the names of the parameters that modules have, by id, `otherwise` those of others.
-        """
+    def stepping(self, parameters: Sequence[Tensor], name_of: Callable[[Tensor], str]) -> None:
+        """Take prints before one of an optimizer's first steps; later ones cost next to nothing."""
         if parameters and len(getattr(self._of(parameters[0]), "gradients", ())) >= _LOOKS:
             return
         whole = [p for p in parameters if p.grad is not None and p.is_floating_point() and _has_copies(p)]
         if any(self._of(parameter) is None for parameter in whole):
-            self._begin_all(whole, names(), otherwise)
+            self._begin_all(whole, name_of)
         for parameter in whole:
             seen = self._of(parameter)
             if seen is not None:
                 seen.gradients.append(fingerprint(parameter.grad))
 
-    def _begin_all(
-        self, parameters: Sequence[Tensor], names: Mapping[int, str], otherwise: Callable[[Tensor], str]
-    ) -> None:
+    def _begin_all(self, parameters: Sequence[Tensor], name_of: Callable[[Tensor], str]) -> None:
         """Take the first prints; the wrapper around a model may be gone at the end of a test."""
         wrapped, excused = _data_parallel()
         self._excused = self._excused or excused
         for parameter in parameters:
             if self._of(parameter) is None:
                 label = shard_label(parameter) + wrapped.get(id(parameter), "")
-                seen = self._begin(parameter, (names.get(id(parameter)) or otherwise(parameter)) + label)
+                seen = self._begin(parameter, name_of(parameter) + label)
                 if id(parameter) in wrapped:
                     seen.tied = "wrapped in DistributedDataParallel"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pytest_nanstab.findings import Finding, from_dict
-from pytest_nanstab.ranks.group import PATIENCE_S, Group
+from pytest_nanstab.ranks.group import Group
 
 # Within a step a NaN travels this way: through the averaged gradients it reaches ranks whose own losses are finite.
 _ORDER = {"data": 0, "init": 0, "forward": 1, "backward": 2, "optimizer": 3, "eval": 4}
@@ -43,9 +43,9 @@ def _alike(found: Sequence[tuple[int, Finding]]) -> list[tuple[list[int], list[F
     return groups
 
 
-def shared(group: Group, label: str, findings: Sequence[Finding], *, patience: float = PATIENCE_S) -> list[Finding]:
+def shared(group: Group, label: str, findings: Sequence[Finding]) -> list[Finding]:
     """The findings of all ranks of a group, each of which says its own under the same label."""
-    told = group.gather(label, {"findings": [finding.as_dict() for finding in findings]}, patience=patience)
+    told = group.gather(label, {"findings": [finding.as_dict() for finding in findings]})
     return merged({rank: [from_dict(data) for data in said["findings"]] for rank, said in told.items()}, group.size)
 
 

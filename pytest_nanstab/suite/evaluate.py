@@ -48,14 +48,15 @@ def evaluate(setup: TrainingSetup, form: Arithmetic, seed: int, context: Mapping
             if tell is not None:
                 tell(number)
             region.context["batch"] = number
-            bad_loss = bad_loss or _evaluate_batch(setup, form, batch, number, region)
-            # Other ranks would wait for this one.
+            found = _evaluate_batch(setup, form, batch, number, region)
+            bad_loss = bad_loss or found
+            # Other ranks would wait for this one, in this batch and those that follow.
             if region.ranks.group is None and (region.findings or bad_loss is not None):
                 break
         if region.ranks.group is not None and bad_loss is not None and not region.findings:
             region.report(bad_loss)
-    found = [finding for finding in region.findings if finding.is_nonfinite]
-    return found if found or bad_loss is None else [bad_loss]
+    recorded = [finding for finding in region.findings if finding.is_nonfinite]
+    return recorded if recorded or bad_loss is None else [bad_loss]
 
 
 def eval_source(setup: TrainingSetup) -> Batches:

@@ -62,13 +62,6 @@ class Names:
     def _knows(self, module: nn.Module) -> bool:
         return any(reference() is module for reference in (*self._roots, *self._wrappers))
 
-    def labels(self) -> dict[int, str]:
-        """The dotted names of all parameters of the modules that are still alive, by id."""
-        found = dict(self._labels)
-        for root in reversed(list(self.roots())):
-            found.update((id(p), name) for name, p in root.named_parameters(remove_duplicate=False))
-        return found
-
     def _remember(self, module: nn.Module) -> None:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             self._wrappers.append(weakref.ref(module))

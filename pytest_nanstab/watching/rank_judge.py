@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pytest_nanstab.attribution.source import shown
@@ -34,7 +35,7 @@ class RankJudge:
     def __init__(self, region: Region) -> None:
         self._region = region
         self._parameters = Parameters()
-        self._sharded: dict[int, ShardedNorm] = {}
+        self._sharded: set[int] = set()  # the norms of distributed optimizers, by id
         self._model: set[str] = set()  # the names of what distributed optimizers step
         self.group: Group | None = None
         self.raised: list[Finding] = []
@@ -51,12 +52,14 @@ class RankJudge:
         """A step that is judged is about to run."""
         if self.look() is None:
             return
-        names = self._region.names
+
+        def name_of(parameter: Tensor) -> str:
+            return self._region.names.label(optimizer, parameter)
+
         if isinstance(norm, ShardedNorm) and id(norm) not in self._sharded:
-            self._sharded[id(norm)] = norm
-            labels = names.labels()
-            self._model.update(labels.get(id(p), "") for p in norm.parameters)
-        self._parameters.stepping(norm.parameters, names.labels, lambda p: names.label(optimizer, p))
+            self._sharded.add(id(norm))
+            self._model.update(map(name_of, norm.parameters))
+        self._parameters.stepping(norm.parameters, name_of)
 
     def finish(self, *, failed: bool) -> bool:
         """Exchange what was found and measured; whether there was anybody to exchange it with.

@@ -501,6 +501,14 @@ def test_no_search(nanstab):
         nanstab.search(setup_of(DistributedDataParallel(net())))
 
 
+@needs_fsdp
+@stability_suite(steps=4, checks=["finite_eval"])
+def test_sharded_evaluation_of_one_rank():
+    """nonfinite-loss rank 1: whose loss is broken has to gather weights with the others in every batch"""
+    rank = dist.get_rank()
+    return setup_of(sharded(), lambda m, x: m(x).pow(2).mean() * (1 if m.training or rank == 0 else float("nan")))
+
+
 @stability_suite(steps=12)
 def test_tensor_parallel_suite():
     """healthy"""
