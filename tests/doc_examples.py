@@ -184,6 +184,8 @@ def _child(command: str, where: str, target: str) -> None:
     for name in ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS"):
         os.environ.pop(name, None)
     plugins = "-p nanstab -p hypothesispytest -p no:cacheprovider" + (" -p xdist" if "-n" in arguments else "")
+    if program == "pytest":
+        plugins += " --hypothesis-seed=3"  # shrinking ends at another example for some seeds
     os.environ |= {"COLUMNS": "80", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": plugins}
     os.chdir(where)
     sys.dont_write_bytecode = True

@@ -50,9 +50,12 @@ def test_generated_batches(pytester):
     assert "Explanation" not in ran.text or hypothesis.__version_info__ < (6, 130)
 
 
+# What a busy machine takes for an example is not the subject.
 EXAMPLES = f"""
 {PRELUDE}
-inner_tests = []
+from hypothesis import HealthCheck, settings
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 def loss_of(x):
     weight = nn.Parameter(torch.ones(()))

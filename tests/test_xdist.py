@@ -238,13 +238,13 @@ def test_healthy(): train()
 """
 
 
-# With the others xdist itself gives the test that crashed to the next worker, until none is left.
+# With loadscope, loadfile and loadgroup xdist itself gives the test that crashed to the next worker, until none is
+# left; with worksteal it may break in trying to take tests away from the worker that has just died.
 @pytest.mark.slow
-@pytest.mark.parametrize("dist", ["load", "worksteal"])
-def test_a_worker_dies(pytester, monkeypatch, dist):
+def test_a_worker_dies(pytester, monkeypatch):
     """Its test is xdist's to report; the findings of all others are there, once each, on the screen and in the JSON."""
     pytester.makepyfile(test_it=TRAINING + CRASH)
-    options = ("--nanstab", "--nanstab-report=r.json", "-rA", "-p", "xdist", "-n", "2", "--dist", dist)
+    options = ("--nanstab", "--nanstab-report=r.json", "-rA", "-p", "xdist", "-n", "2", "--dist", "load")
     ran = run_outside(pytester, monkeypatch, *options)
     outcomes = {name.partition("@")[0]: word for name, word in ran.outcomes.items()}
     assert outcomes == {

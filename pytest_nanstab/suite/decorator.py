@@ -13,6 +13,7 @@ from pytest_nanstab.config import check_limits
 from pytest_nanstab.suite.spec import CHECKS, PRECISIONS, SPEC_ATTRIBUTE, Check, Choice, Precision, SuiteSpec
 
 if TYPE_CHECKING:
+    from _pytest.mark.structures import ParameterSet  # what pytest.param returns; pytest has no public name for it
     from typing_extensions import Unpack
 
     from pytest_nanstab.config import Limits
@@ -27,8 +28,8 @@ def stability_suite(
     /,
     *,
     steps: int = 20,
-    precision: Precision | Sequence[Precision | Any] = ("32-true",),
-    checks: Check | Sequence[Check | Any] | None = None,
+    precision: Precision | Sequence[Precision | ParameterSet] = ("32-true",),
+    checks: Check | Sequence[Check | ParameterSet] | None = None,
     init_scale: str | Mapping[str, str] = "auto",
     seed: int = 0,
     seeds: int = 1,

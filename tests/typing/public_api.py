@@ -67,6 +67,10 @@ def test_wrong_limit_type() -> TrainingSetup:
 
 
 stability_suite(20)  # error
+stability_suite(precision="fp16")  # error
+stability_suite(precision=["32-true", "fp16"])  # error
+stability_suite(checks="finite")  # error
+stability_suite(checks=["finite_steps", "finite"])  # error
 
 
 def test_the_decorator_keeps_the_function() -> None:
