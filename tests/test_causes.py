@@ -153,6 +153,24 @@ def test_exp(compute, words, wrong):
     check(compute, words, wrong)
 
 
+@pytest.mark.parametrize(
+    ("compute", "words", "wrong"),
+    [
+        (lambda: torch.log(1 - torch.tanh(HUGE).pow(2)).sum(), "tanh saturates; softplus(-2 * x)", "clamp_min"),
+        (lambda: torch.log(1 - torch.tanh(HUGE) ** 2).sum(), "tanh saturates", "clamp_min"),
+        (lambda: (-torch.tanh(HUGE).square() + 1).log().mean(), "tanh saturates", "clamp_min"),
+        (lambda: ((1 - HUGE.tanh()) * (1 + HUGE.tanh())).log().mean(), "tanh saturates", "clamp_min"),
+        (lambda: torch.log(torch.tanh(ZEROS)).mean(), "logarithm of 0", "saturates"),
+        (lambda: torch.log(torch.tanh(ZEROS) ** 2).mean(), "logarithm of 0", "saturates"),
+        (lambda: torch.log(1 - torch.tanh(HUGE)).mean(), "logarithm of 0", "tanh(x)**2"),
+        (lambda: torch.log(1 - ONES.square()).mean(), "logarithm of 0", "tanh"),
+    ],
+)
+def test_squashed(compute, words, wrong):
+    """The density of a squashed action, in every spelling; what only has a tanh in it is not one."""
+    check(compute, words, wrong)
+
+
 # -- quotients ---------------------------------------------------------------------------------------------------------
 
 ZEROS, ONES = torch.zeros(2, 3), torch.ones(2, 3)

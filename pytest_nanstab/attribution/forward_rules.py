@@ -14,6 +14,7 @@ from pytest_nanstab.attribution.rule import (
     is_followed_by_log,
     is_in_cross_entropy,
     is_infinite,
+    is_left_by_square_of,
     is_log_of_sum,
     is_over_infinity,
     is_shifted_log,
@@ -186,7 +187,7 @@ FORWARD: tuple[Rule, ...] = (
     rule(
         "log log2 log10",
         "forward",
-        lambda c: c.is_zero() and c.from_(0, "tanh"),
+        lambda c: c.is_zero() and is_left_by_square_of(c, "tanh"),
         "1 - tanh(x)**2 is exactly 0 where tanh saturates, and log(0) is -inf",
         "2 * (log(2) - x - F.softplus(-2 * x)) is log(1 - tanh(x)**2)",
         "https://github.com/rlworkgroup/garage/issues/1174",

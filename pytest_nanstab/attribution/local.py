@@ -71,7 +71,7 @@ def explained(region: Region, finding: Finding, hint: Hint) -> Finding:
         told = _attempted(region, finding, hint)
     except Exception as error:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise anything
         return broken_off(finding, error)
-    return told if told is not None else advised(finding)
+    return advised(told or finding)
 
 
 def broken_off(finding: Finding, error: Exception) -> Finding:
@@ -296,13 +296,16 @@ def _expression(dotted: str) -> Any:
 
 def advised(finding: Finding) -> Finding:
     """The finding with the command that shows its operation, where one would."""
-    if finding.op is not None or finding.cause is not None:
+    arrived = finding.kind == "nonfinite-input"  # its cause only tells that it did; a rerun sees the way
+    if finding.op is not None or (finding.cause is not None and not arrived):
         return finding
     again = str(finding.evidence.get("again", ""))
     if not again.startswith("pytest "):
         return finding
     command = again.replace("pytest ", "pytest -o nanstab_explain=rerun ", 1)
     note = "the operation cannot be seen from here, a rerun of the test shows it:"
+    if arrived:
+        note = "if the test computed it, a rerun of the test shows where:"
     return replace(finding, evidence={**finding.evidence, "note": note, "trace": command})
 
 

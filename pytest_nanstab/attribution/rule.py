@@ -319,6 +319,15 @@ def is_of_squares(case: Case) -> bool:
     return any(o.op in SQUARES for made in sums for o in made.operands)
 
 
+def is_left_by_square_of(case: Case, name: str) -> bool:
+    """Whether the first operand is what the square of a result of `name` leaves of a number: 1 - tanh(x)**2."""
+    if not case.operands:
+        return False
+    steps = list(ancestors(case.operands[0].made, through=THROUGH | SQUARES))
+    wanted = ({name}, {"sub", "neg"}, SQUARES)
+    return all(any(made.op in ops for made in steps) for ops in wanted)
+
+
 def is_mask_constant(case: Case) -> bool:
     """Whether a plain number stands for minus infinity: negative, beyond half the dtype's range, and put on a mask."""
     numbers = [n for n in case.made.numbers if isinstance(n, (int, float)) and not isinstance(n, bool)]
