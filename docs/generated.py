@@ -1,15 +1,23 @@
-"""Tables of the reference that are made from the code itself, where a page says `<!-- generated: NAME -->`."""
+"""Parts of the reference that are made from the code itself: between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+They stand in the pages, so that whoever reads those without building them sees them too: `python docs/refresh.py`
+writes them.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytest_nanstab import plugin, settings
+import pytest_nanstab
+from pytest_nanstab import plugin, settings, strategies
 from pytest_nanstab.config import LIMIT_HELP
+from pytest_nanstab.suite.fixture import Nanstab
 
-_PLACE = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+_PLACE = re.compile(r"^<!-- generated: (\w+) -->$.*?^<!-- end -->$", re.MULTILINE | re.DOTALL)
+_METHODS = ("train", "watch", "search", "check_baseline")
 
 
 class Recorder:
@@ -67,24 +75,54 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|")
 
 
+def _signatures() -> Iterator[str]:
+    """Every public name with its arguments and the first sentence about it, as in a stub file."""
+    yield "```text\n# pytest_nanstab"
+    for name in pytest_nanstab.__all__:
+        yield from _declared(name, getattr(pytest_nanstab, name))
+    yield "\n# pytest_nanstab.strategies"
+    for name in strategies.__all__:
+        yield from _declared(name, getattr(strategies, name))
+    yield "\n# the fixture nanstab"
+    for name in _METHODS:
+        yield from _declared(f"nanstab.{name}", getattr(Nanstab, name))
+    yield "```"
+
+
+def _declared(name: str, thing: Any) -> Iterator[str]:
+    arguments = "" if name in ("Run", "Finding") or _is_error(thing) else _arguments(thing)
+    yield f"{name}{arguments}\n    # {inspect.getdoc(thing).splitlines()[0]}"  # type: ignore[union-attr]
+
+
+def _is_error(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseException)
+
+
+def _arguments(thing: Any) -> str:
+    """The parameters on one line or, where that is too long, one per line; types stand in the docstrings."""
+    known = [p for p in inspect.signature(thing).parameters.values() if p.name not in ("self", "function")]
+    shown, starred = [], False
+    for parameter in known:
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            shown, starred = [*shown, "*"], True
+        shown.append(re.sub(r"<class '(\w+)'>", r"\1", str(parameter.replace(annotation=parameter.empty))))
+    line = f"({', '.join(shown)})"
+    return line if len(line) <= 90 else "(\n    " + ",\n    ".join(shown) + ",\n)"
+
+
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "options": _options,
     "ini": _ini,
     "limits": _limits,
     "marker": _marker,
+    "signatures": _signatures,
 }
 
 
 def filled(text: str) -> str:
-    """A page with its tables."""
-    return _PLACE.sub(lambda place: "\n".join(TABLES[place[1]]()), text)
+    """A page with what is generated in it."""
 
+    def part(place: re.Match[str]) -> str:
+        return "\n".join([f"<!-- generated: {place[1]} -->", "", *TABLES[place[1]](), "", "<!-- end -->"])
 
-def setup(app: Any) -> dict[str, bool]:
-    """Fill the tables of every page that is read."""
-
-    def fill(app: Any, docname: str, source: list[str]) -> None:
-        source[0] = filled(source[0])
-
-    app.connect("source-read", fill)
-    return {"parallel_read_safe": True}
+    return _PLACE.sub(part, text)

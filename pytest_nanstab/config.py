@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -67,11 +67,24 @@ def check_limit(name: str, value: object) -> float | None:
     return number
 
 
-def check_limits(given: Mapping[str, object]) -> dict[str, float | None]:
-    """A mapping of limit names to numbers or None; `TypeError` names an unknown key and the allowed ones."""
+def maybe(given: str, allowed: Sequence[str]) -> str:
+    """The end of a message that refuses a name: which one may have been meant."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(given, allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_limits(given: Mapping[str, object], *, besides: Sequence[str] = ()) -> dict[str, float | None]:
+    """A mapping of limit names to numbers or None; `TypeError` names an unknown key and the allowed ones.
+
+    `besides` are the arguments that are taken beside the limits.
+    """
     unknown = sorted(set(given) - set(LIMIT_NAMES))
     if unknown:
-        raise TypeError(f"unknown argument {unknown[0]!r}; the limits are {', '.join(LIMIT_NAMES)}")
+        others = f"allowed are {', '.join(besides)} and the limits" if besides else "the limits are"
+        meant = maybe(unknown[0], [*besides, *LIMIT_NAMES])
+        raise TypeError(f"unknown argument {unknown[0]!r}; {others} {', '.join(LIMIT_NAMES)}{meant}")
     return {name: check_limit(name, value) for name, value in given.items()}
 
 
@@ -87,9 +100,11 @@ def merge_limits(layers: Iterable[tuple[str, Mapping[str, float | None]]]) -> di
     return {name: merged[name] for name in LIMIT_NAMES if name in merged}
 
 
-def limits_from_call(given: Mapping[str, Any], inherited: Mapping[str, Limit] | None = None) -> dict[str, Limit]:
-    """The limits of a call on top of those inherited from marker and ini."""
+def limits_from_call(
+    given: Mapping[str, Any], inherited: Mapping[str, Limit] | None = None, *, besides: Sequence[str] = ()
+) -> dict[str, Limit]:
+    """The limits of a call on top of those inherited from marker and ini; `besides` as for `check_limits`."""
     layers: list[tuple[str, Mapping[str, float | None]]] = [
         (limit.source, {name: limit.value}) for name, limit in (inherited or {}).items()
     ]
-    return merge_limits([*layers, ("call", check_limits(given))])
+    return merge_limits([*layers, ("call", check_limits(given, besides=besides))])

@@ -193,7 +193,7 @@ def _explain(item: pytest.Item, call: pytest.CallInfo[None], watch: ItemWatch, e
     trouble = None if watch.group is None else _trouble_with_ranks(item, watch.group, finding)
     if finding is not None:
         told = _replayed(item, watch, finding, call.duration) if trouble is None else _with(finding, note=trouble)
-        _retell(watch, error, finding, told)
+        _retell(watch, error, finding, told if told.op is None else _of_item(item, watch, told))
     elif watch.group is None and not watch.findings and _is_about_bad_tensors(error or next(kept, None)):
         watch.findings = _behind_assertion(item, watch, call.duration)
 
@@ -226,11 +226,16 @@ def _is_about_bad_tensors(error: BaseException | None) -> bool:
 
 
 def _explain_assertion_on_the_spot(item: pytest.Item, watch: ItemWatch, error: BaseException | None) -> None:
-    if not isinstance(error, AssertionError) or isinstance(error, StabilityError) or watch.findings:
+    if not isinstance(error, AssertionError) or not watch.explains or watch.group or "torch" not in sys.modules:
         return
-    if watch.explains and watch.group is None and "torch" in sys.modules:
-        from pytest_nanstab.attribution.local import behind_assertion
+    from pytest_nanstab.attribution.local import behind_assertion, behind_check
 
+    if isinstance(error, StabilityError):
+        finding = next((f for f in watch.findings if f in error.findings and _can_be_explained(f)), None)
+        told = None if finding is None else behind_check(error, finding)
+        if finding is not None and told is not None:
+            _retell(watch, error, finding, _of_item(item, watch, told))
+    elif not watch.findings:
         found = behind_assertion(error)
         watch.findings = () if found is None else (_of_item(item, watch, found),)
 
@@ -248,13 +253,14 @@ def _can_be_explained(finding: Finding) -> bool:
 
 def _replayed(item: pytest.Item, watch: ItemWatch, finding: Finding, seconds: float) -> Finding:
     """The finding with what reruns tell about it."""
-    note = None
+    told, note = None, None
     for first in _first_steps(finding, seconds):
         tracing = _new_tracing(first, seconds)
         with _rerun(item, tracing) as outcome:
-            told, note = _judged(finding, watch, outcome.findings(), outcome, tracing)
-        if told is not None and not (first > 1 and _came_from_earlier(told)):
-            return told
+            latest, note = _judged(finding, watch, outcome.findings(), outcome, tracing)
+        told = latest or told
+        if latest is not None and (latest.op is not None or first == 1):
+            return latest
     known = next((kept for found, kept in item.stash.get(_KNOWN, []) if found == finding), None)
     return told or (known if known is not None else _with(finding, note=note))
 
@@ -272,14 +278,12 @@ def _first_steps(finding: Finding, seconds: float) -> list[int]:
     return [1, late] if seconds < _SHORT else [late, 1]
 
 
-def _came_from_earlier(finding: Finding) -> bool:
-    return finding.op is None and finding.phase != "data"
-
-
 def _new_tracing(first: int, seconds: float) -> Tracing:
+    from pytest_nanstab.attribution.plan import patience
     from pytest_nanstab.attribution.tracing import Tracing
 
-    return Tracing(first, deadline=math.inf if is_one_of_several() else time.monotonic() + 4 * seconds + 1)
+    deadline = math.inf if is_one_of_several() else time.monotonic() + patience(seconds)
+    return Tracing(first, deadline=deadline)
 
 
 def _judged(
@@ -372,9 +376,11 @@ def _run(item: pytest.Item, outcome: _Outcome) -> None:
 
 
 def _trouble(error: BaseException) -> str:
+    from pytest_nanstab.attribution.plan import GIVEN_UP
+
     first = (str(error).splitlines() or [""])[0]
     if type(error).__name__ == "AbandonedError":
-        return "the rerun was given up, since it took more than five times as long as the test"
+        return GIVEN_UP
     return f"a rerun of the test ended in {type(error).__name__}: {first}"
 
 

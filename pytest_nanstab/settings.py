@@ -20,6 +20,7 @@ from pytest_nanstab.config import (
     MODES,
     Limit,
     check_limits,
+    maybe,
     merge_limits,
     told,
 )
@@ -306,7 +307,8 @@ def _check_mark(item: pytest.Item, mark: pytest.Mark) -> tuple[dict[str, float |
             raise TypeError(f"it takes keyword arguments only ({', '.join(_MARKER_KEYS)}), got {told(mark.args[0])}")
         unknown = next((name for name in mark.kwargs if name not in _MARKER_KEYS), None)
         if unknown is not None:
-            raise TypeError(f"unknown argument {unknown!r}; allowed are {', '.join(_MARKER_KEYS)}")
+            allowed = ", ".join(_MARKER_KEYS)
+            raise TypeError(f"unknown argument {unknown!r}; allowed are {allowed}{maybe(unknown, _MARKER_KEYS)}")
         given = dict(mark.kwargs)
         nonfinite = given.pop("allow_nonfinite", None)
         return check_limits(given), _nonfinite(nonfinite)

@@ -39,7 +39,12 @@ def test_unknown_limits_are_refused():
     """A misspelt limit is named, with those that exist."""
     with pytest.raises(TypeError) as caught:
         check_limits({"max_los": 3, "max_loss": 3})
-    assert str(caught.value) == f"unknown argument 'max_los'; the limits are {', '.join(LIMIT_NAMES)}"
+    limits = ", ".join(LIMIT_NAMES)
+    assert str(caught.value) == f"unknown argument 'max_los'; the limits are {limits}; did you mean 'max_loss'?"
+    with pytest.raises(
+        TypeError, match=rf"'step'; allowed are steps, seed and the limits {limits}; did you mean 'steps'"
+    ):
+        check_limits({"step": 3}, besides=("steps", "seed"))
 
 
 def test_merge_is_field_by_field():

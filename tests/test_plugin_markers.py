@@ -138,7 +138,7 @@ def test_late(request):
         ("nanstab(100)", "it takes keyword arguments only (max_loss, max_grad_norm, min_grad_norm, max_update_ratio, "
          "min_headroom_bits, allow_nonfinite), got 100"),
         ("nanstab(max_los=1)", "unknown argument 'max_los'; allowed are max_loss, max_grad_norm, min_grad_norm, "
-         "max_update_ratio, min_headroom_bits, allow_nonfinite"),
+         "max_update_ratio, min_headroom_bits, allow_nonfinite; did you mean 'max_loss'?"),
         ("nanstab(max_loss='1')", "max_loss must be a number or None, got '1'"),
         ("nanstab(max_loss=True)", "max_loss must be a number or None, got True"),
         ("nanstab(max_loss=float('nan'))", "max_loss must be a finite number, 0 or more, got nan"),

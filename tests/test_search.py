@@ -598,12 +598,14 @@ def test_a_watch_around_the_search_hears_nothing_of_it():
 
 
 def test_near_misses_are_told_even_if_nothing_failed():
-    """The operation, its line, the closest operand and the bits that were left."""
+    """The operation, its line, the closest operand and the bits that were left; not what stayed far away."""
 
     def loss(model, batch):
-        return -torch.log(torch.sigmoid(model(batch[0])).clamp(min=1e-6)).mean()
+        return -torch.log(torch.sigmoid(model(batch[0])).clamp(min=1e-30)).mean()
 
-    result = found(lambda: nn.Linear(4, 1), loss)
+    assert not [note for note in found(lambda: nn.Linear(4, 1), loss).notes if note.startswith("near miss")]
+    spec = (TensorSpec(shape=(8, 4), min_value=-99, max_value=99), TensorSpec(shape=(8, 1), min_value=0, max_value=1))
+    result = found(lambda: nn.Linear(4, 1), loss, domain=spec)
     assert result.finding is None
     (line,) = [note for note in result.notes if note.startswith("near miss")]
     assert re.search(r"near miss: log at \S*test_search.py:\d+ came within \S+, \d+ bits above 0", line)

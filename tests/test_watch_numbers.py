@@ -462,7 +462,10 @@ def spoiled(shape, *places):
         (spoiled((), ...), {}),
         (spoiled((5,), 1, 3), {"rows": [1, 3]}),
         (spoiled((3, 4, 5), (2, 0, 1), (0, 3, 4)), {"rows": [0, 2], "columns": [1, 4]}),
-        (spoiled((20, 30), ...), {"rows": list(range(16)), "columns": list(range(16))}),
+        (
+            spoiled((20, 30), ...),
+            {"rows": list(range(16)), "row_count": 20, "columns": list(range(16)), "column_count": 30},
+        ),
         (torch.complex(spoiled((2, 3), (1, 2)), torch.zeros(2, 3)), {"rows": [1], "columns": [2]}),
         (spoiled((0, 3)), {}),
         (torch.zeros(2, 2, dtype=torch.long), {}),
@@ -470,7 +473,7 @@ def spoiled(shape, *places):
     ],
 )
 def test_rows_and_columns_of_bad_data(tensor, expected):
-    """All of them, at most 16 of each; none where the values have lost their places."""
+    """All of them, at most 16 of each and then their number; none where the values have lost their places."""
     assert measure.places_in_data(tensor) == expected
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _OUT_OF = re.compile(r", out of [^,]+$")
 # What the sink's own evidence says about its tensor, and the origin says better.
 _REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "range")
+_OF_PLACES = ("range", "columns", "column_count", "row_count")  # of a result; the data's own are told apart
 _CHAIN_ENDS = 7
 _OF_DATA = ("nonfinite-loss", "nonfinite-input", "nonfinite-output")
 _SINKS = {
@@ -280,7 +281,7 @@ def _facts(origin: Origin, known: Known, module_class: str | None) -> dict[str, 
     guilty = origin.guilty
     bad = guilty.bad
     assert bad is not None
-    facts: dict[str, Any] = {key: value for key, value in bad.facts.items() if key not in ("range", "columns")}
+    facts: dict[str, Any] = {key: value for key, value in bad.facts.items() if key not in _OF_PLACES}
     if module_class is not None:
         facts["module_class"] = module_class
     if guilty.place.library is not None:
@@ -290,7 +291,7 @@ def _facts(origin: Origin, known: Known, module_class: str | None) -> dict[str, 
         facts["detail"] = details
     shape = bad.facts.get("shape") or []
     if bad.rows and shape and shape[0] == known.batch_size:
-        facts["rows"] = list(bad.rows)
+        facts |= _rows(bad)
     return facts
 
 
@@ -322,7 +323,8 @@ def _folded(chain: list[str]) -> list[str]:
 
 
 def _rows(bad: Bad) -> dict[str, Any]:
-    return {"rows": list(bad.rows)} if bad.rows else {}
+    count = bad.facts.get("row_count")
+    return {"rows": list(bad.rows), **({"row_count": count} if count else {})} if bad.rows else {}
 
 
 def _module(made: Made, known: Known) -> tuple[str | None, str | None]:

@@ -88,7 +88,8 @@ ARITHMETIC: tuple[Rule, ...] = (
         "forward",
         lambda c: c.is_zero(1) and is_spread(c),
         "the divisor is a spread (std, max - min) of values that are all the same: 0",
-        "add eps, or replace a spread of 0 by 1: a constant column has nothing to scale",
+        "replace a spread of 0 by 1: a constant column has nothing to scale, and an eps makes whatever else is divided "
+        "by it huge",
         "https://github.com/ai2cm/fv3net/pull/639",
     ),
     rule(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pytest_nanstab.attribution import plan
 from pytest_nanstab.attribution.origin import is_intended, origin_of
 from pytest_nanstab.attribution.source import is_user_file, parsed, place, variables_of
 from pytest_nanstab.findings import Finding
@@ -43,6 +44,24 @@ def asserted(name: str, tensor: Tensor, frame: FrameType, line: int) -> Finding:
         source=place(frame.f_code.co_filename, line),
         evidence={"tensor": name, **facts},
     )
+
+
+def with_origin(finding: Finding, tensor: Tensor) -> Finding:
+    """What `assert_finite` has found, with the operation behind it where operations are traced."""
+    tracing = plan.current()
+    made = None if tracing is None else tracing.behind(tensor)
+    if tracing is None or made is None or is_intended(origin_of(made).guilty):
+        return finding
+    told = tracing.told_at_end(finding, made)
+    return finding if told is None or told.op is None else told
+
+
+def asked_about(frame: FrameType, line: int) -> ast.expr | None:
+    """What the call of `assert_finite` in the statement at a line is given."""
+    statement = statement_at(frame.f_code.co_filename, line)
+    calls = () if statement is None else (node for node in ast.walk(statement) if isinstance(node, ast.Call))
+    given = (call.args[0] for call in calls if call.args and ast.unparse(call.func).endswith("assert_finite"))
+    return next(given, None)
 
 
 def failed_line(error: BaseException) -> tuple[FrameType | None, int]:

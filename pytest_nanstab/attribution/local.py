@@ -95,6 +95,16 @@ def behind_assertion(error: BaseException) -> Finding | None:
     return None
 
 
+def behind_check(error: BaseException, finding: Finding) -> Finding | None:
+    """Where what `assert_finite` has found comes from: the test's statements, run once more."""
+    frame, line = asserted.failed_line(error)
+    given = None if frame is None else asserted.asked_about(frame, line)
+    if frame is None or given is None:
+        return None
+    found = slices.slice_of(slices.scope_of_frame(frame), line, _state_of, given)
+    return None if found is None else _told_of(found, finding)
+
+
 def _told_of(found: slices.Slice, finding: Finding) -> Finding | None:
     names = Names()
     way = _Way(lambda trace: trace.behind(found.run()), found.given(), found.verdict().owners)

@@ -62,14 +62,14 @@ def _extent_is_bad(tensor: Tensor) -> bool:
 
 
 def facts_of(tensor: Tensor) -> dict[str, Any]:
-    """Dtype, shape, counts, first index, columns and range of a bad tensor, as findings have them."""
-    columns = measure.places_in_data(tensor).get("columns")
-    return measure.nonfinite_facts(tensor) | ({"columns": columns} if columns else {})
+    """Dtype, shape, counts, first index, columns, number of rows and range of a bad tensor, as findings have them."""
+    places = measure.places_in_data(tensor)
+    return measure.nonfinite_facts(tensor) | {name: value for name, value in places.items() if name != "rows"}
 
 
 def bad_rows(tensor: Tensor) -> tuple[int, ...]:
     """The first indices of the bad values, at most a few."""
-    return tuple(measure.bad_along(tensor, 0))
+    return tuple(measure.bad_along(tensor, 0)[0])
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
 
 _CURRENT: list[Tracing] = []
+GIVEN_UP = "tracing the operations took too long and was given up: fewer steps, or a smaller model, show the operation"
 
 
 # What is known on the spot about findings that a rerun will explain better, by block of deferral.
@@ -44,6 +45,11 @@ def deferred() -> Iterator[Known]:
 def broken_off(error: Exception) -> str:
     """Why the operation behind a finding is not known: looking for it met something of the user's that raised."""
     return f"looking for the operation ended in a {type(error).__name__}"
+
+
+def patience(seconds: float) -> float:
+    """How many seconds a traced repetition of what took so many may take: recurrences have thousands of operations."""
+    return 4 * seconds + 5
 
 
 def current() -> Tracing | None:

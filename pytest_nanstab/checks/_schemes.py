@@ -15,23 +15,10 @@ from typing import Any
 
 from torch.nn import init
 
+from pytest_nanstab.checks._scheme_names import NAMES
 from pytest_nanstab.checks._spread import Measured, fits, orthogonal_gain
 from pytest_nanstab.checks._weights import NORMAL, UNIFORM, Expected, View
 
-NAMES = (
-    "xavier_uniform",
-    "xavier_normal",
-    "kaiming_uniform",
-    "kaiming_normal",
-    "lecun_uniform",
-    "lecun_normal",
-    "orthogonal",
-    "normal",
-    "trunc_normal",
-    "uniform",
-    "zeros",
-    "torch_default",
-)
 # std of a normal distribution cut at two standard deviations, relative to the uncut one.
 _CUT_AT_TWO = 0.879626
 _ARGUMENTS = {

@@ -42,8 +42,7 @@ class Ledger:
         """Bad values of one field of one batch; `evidence` has all their rows and columns."""
         if self._counted(number, leaf.field):
             message = f"{what} in batch {number}, field {shown(leaf.field)}{_place(evidence)}"
-            told = {**evidence, "rows": evidence["rows"][:LISTED], "columns": evidence["columns"][:LISTED]}
-            self._describe(number, leaf, message, told)
+            self._describe(number, leaf, message, {**evidence, **_cut(evidence, "row"), **_cut(evidence, "column")})
 
     def dtype(self, number: int, leaf: Leaf, before: str) -> None:
         """A dtype that is not that of earlier batches; each is described once, or it would crowd out other faults."""
@@ -87,6 +86,12 @@ class Ledger:
             yield f"{name}: bad in {count} of {batches} batches"
         if self.faults > len(self.findings):
             yield f"{self.faults} faults in all, the first {len(self.findings)} are described"
+
+
+def _cut(evidence: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The first rows or columns, and how many there are where those are not all."""
+    indices = evidence[f"{name}s"]
+    return {f"{name}s": indices[:LISTED], **({f"{name}_count": len(indices)} if len(indices) > LISTED else {})}
 
 
 def _place(evidence: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pytest_nanstab.checks._walk_clock import WalkClock
 from pytest_nanstab.checks._walk_domain import specs_of
 from pytest_nanstab.findings import Finding, error_from
 
+_ENDLESS = 10_000  # batches, after which what has no length is taken to have no end either
 __all__ = ["Survey", "assert_finite_batches", "notes_on_splits", "survey_batches", "walk"]
 
 
@@ -33,7 +34,8 @@ def assert_finite_batches(
             its progress: behind pytest's line on a terminal, else after 5 s on stderr.
         domain: `TensorSpec`s shaped like a batch. They give legal ranges and may allow NaN or infinities; the fields
             they leave out must be finite.
-        max_batches: how many batches to walk; None walks all of them.
+        max_batches: how many batches to walk; None walks all of them, and is refused for what has no `len` and no
+            end within 10,000 batches.
         max_faults: how many faults to describe; the others are only counted.
 
     A tensor or array whose dtype changes between batches is a fault too. Without a domain a field with "mask" in its
@@ -43,7 +45,7 @@ def assert_finite_batches(
     Raises:
         NonFiniteError: a fault is NaN or Inf. Findings of kind "bad-data" say batch, field, rows and columns.
         StabilityError: values are only outside the domain, or a dtype changes.
-        ValueError: there was no batch, or no number in any.
+        ValueError: there was no batch, or no number in any; or all were fine and there was no end to them.
         TypeError: `batches` cannot be walked.
     """
     __tracebackhide__ = True
@@ -100,7 +102,19 @@ def survey_batches(
             walker.look(number, batch)
             if timer.over(number, walker.ledger.faults) or number == max_batches:
                 return walker.finished(complete=number == _length(source))
+            if number == _ENDLESS and seconds is max_batches is None and _length(source) is None:
+                return _broken_off(walker)
     return walker.finished(complete=True)
+
+
+def _broken_off(walker: Walker) -> Survey:
+    """What a walk without an end has found so far; that all of it is fine cannot be said."""
+    if not walker.ledger.faults:
+        raise ValueError(
+            f"batches has no len() and no end within {_ENDLESS} batches: say with max_batches=... how many to walk"
+        )
+    walker.ledger.note("batches", f": walking was broken off after {_ENDLESS}, since they have no len() and no end")
+    return walker.finished(complete=False)
 
 
 def notes_on_splits(batches: Survey, eval_batches: Survey) -> list[str]:

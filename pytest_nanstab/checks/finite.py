@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from pytest_nanstab.checks import _leaves
 from pytest_nanstab.checks._leaves import Leaf, numeric_leaves
 from pytest_nanstab.checks._numbers import Damage, damage_of
@@ -62,14 +64,17 @@ def _described(obj: object) -> str:
 
 
 def _findings(bad: list[tuple[Leaf, Damage]], more: int) -> list[Finding]:
+    from pytest_nanstab.attribution.asserted import with_origin
     from pytest_nanstab.attribution.source import user_line
 
     source = user_line()
     note = f"{len(bad) + more} tensors are not finite, the first {len(bad)} are listed" if more else None
-    return [
+    findings = [
         finding_of(leaf, damage, source=source, note=None if index else note)
         for index, (leaf, damage) in enumerate(bad)
     ]
+    first = bad[0][0].values
+    return [with_origin(findings[0], first), *findings[1:]] if isinstance(first, Tensor) else findings
 
 
 def finding_of(leaf: Leaf, damage: Damage, *, source: str | None, note: str | None = None) -> Finding:

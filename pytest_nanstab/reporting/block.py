@@ -47,6 +47,8 @@ _SPOKEN_FOR = frozenset(
         "limit_source",
         "rows",
         "columns",
+        "row_count",
+        "column_count",
         "field",
         "grade",
         "state",
@@ -73,14 +75,20 @@ def render(findings: Sequence[Finding], *, width: int = 80) -> str:
     if not findings:
         return ""
     first, *others = findings
-    parts = [[_told_whole(first.message)], _excerpt(first, width), _facts(first, width), _also(others, width)]
+    parts = [
+        [_told_whole(first.message)],
+        _excerpt(first, width),
+        _facts(first, width),
+        _also(others, first.source, width),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _also(findings: Sequence[Finding], width: int) -> list[str]:
+def _also(findings: Sequence[Finding], told: str | None, width: int) -> list[str]:
+    """The other findings in short; the place that the first one has is known already."""
     lines: list[str] = []
     for finding in findings[:_FURTHER]:
-        place = f" ({text.escape(finding.source)})" if finding.source else ""
+        place = f" ({text.escape(finding.source)})" if finding.source and finding.source != told else ""
         wrapped = text.wrap(_told_whole(finding.message) + place, width - 2 - len(_ALSO))
         lines += [f"  {_ALSO if not index else ' ' * len(_ALSO)}{line}" for index, line in enumerate(wrapped)]
     hidden = len(findings) - _FURTHER
@@ -260,13 +268,22 @@ def _where(finding: Finding) -> list[_Pair]:
 
 
 def _place_in_data(evidence: Mapping[str, Any]) -> list[_Pair]:
-    rows, names = evidence.get("rows"), evidence.get("columns")
+    shape = evidence.get("shape")
+    sizes = (shape[0], shape[-1]) if isinstance(shape, (list, tuple)) and shape else (0, 0)
     return [
         ("data", evidence.get("batch_description")),
         ("field", evidence.get("field")),
-        ("rows", text.listed(rows) if rows else None),
-        ("columns", text.listed(names) if names else None),
+        ("rows", _indices(evidence, "row", sizes[0])),
+        ("columns", _indices(evidence, "column", sizes[1])),
     ]
+
+
+def _indices(evidence: Mapping[str, Any], name: str, size: object) -> str | None:
+    """The rows or columns in which something is bad: "3, 17", or "all 48" of a long dimension."""
+    listed, count = evidence.get(f"{name}s"), evidence.get(f"{name}_count", 0)
+    if not listed:
+        return None
+    return f"all {count}" if count and count == size else text.listed(listed, count=count)
 
 
 def _module(finding: Finding) -> str | None:

@@ -107,10 +107,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def listed(items: Sequence[object], *, most: int = 10) -> str:
-    """`3, 17, 20 … and 4 more`: at most `most` items, and how many were left out."""
-    text = ", ".join(number(item) for item in items[:most])
-    return f"{text} {ELLIPSIS} and {len(items) - most} more" if len(items) > most else text
+def listed(items: Sequence[object], *, most: int = 10, count: int = 0) -> str:
+    """`3, 17, 20 … and 4 more`: at most `most` items, and how many were left out; `count` where there are more."""
+    text, left_out = ", ".join(number(item) for item in items[:most]), max(count, len(items)) - most
+    return f"{text} {ELLIPSIS} and {left_out} more" if left_out > 0 else text
 
 
 def table(rows: Sequence[Mapping[str, object]], width: int, *, most: int = _TABLE_ROWS) -> list[str]:

@@ -9,6 +9,7 @@ from pytest_nanstab.attribution.source import shown
 from pytest_nanstab.search.sites import Seen, Site
 
 SHOWN = 5
+_NEAR = 112  # bits, of the 128 that float32 has: what stays farther from its edge is no near miss
 
 
 class NearMisses:
@@ -37,7 +38,8 @@ class NearMisses:
 
     def lines(self) -> list[str]:
         """The closest ones in words; constants, which come no closer whatever the batch, are left out."""
-        moving = [(site, seen) for site, seen in self.ordered() if seen.distance != self._first[site] or not seen.bits]
+        near = [(site, seen) for site, seen in self.ordered() if seen.bits <= _NEAR]
+        moving = [(site, seen) for site, seen in near if seen.distance != self._first[site] or not seen.bits]
         return [_line(site, seen) for site, seen in moving[:SHOWN]]
 
 

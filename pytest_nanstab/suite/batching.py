@@ -46,7 +46,8 @@ def cycle(batches: Batches, *, argument: str = "batches") -> Iterator[Batch]:
 def _ran_out(argument: str, served: int) -> str:
     remedy = "pass a list, a DataLoader or a function"
     if served == 0:
-        return f"{argument} is empty: there is nothing to train on; {remedy} that gives batches"
+        what = "is empty, or an iterator that was used up before"
+        return f"{argument} {what}: there is nothing to train on; {remedy} that gives batches"
     plural = "" if served == 1 else "es"
     return f"{argument} is a one-shot iterator and ran out after {served} batch{plural}; {remedy}"
 

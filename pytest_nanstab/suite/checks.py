@@ -137,15 +137,14 @@ def _record(request: ItemRequest, seed: int, verdict: Verdict) -> None:
 
 def _told(request: ItemRequest, verdict: Verdict, failed: list[int]) -> list[Finding]:
     """The findings with a user line and the command that repeats this item; the first says how many seeds fail."""
+    of_data = request.case.check == "finite_data"  # one line for all that a walk has found
     told = [
         replace(
             finding,
-            # Of an integer that is lost the line is proved, or nowhere in the user's files.
-            source=finding.source
-            or (None if finding.kind == "lost-precision" else _place(request, finding, verdict.setup)),
+            source=finding.source or (None if of_data and index else _place(request, finding, verdict.setup)),
             evidence={"again": request.again, **finding.evidence},
         )
-        for finding in verdict.failing
+        for index, finding in enumerate(verdict.failing)
     ]
     seeds = len(request.seeds)
     if seeds == 1:
@@ -157,7 +156,7 @@ def _told(request: ItemRequest, verdict: Verdict, failed: list[int]) -> list[Fin
 
 def _place(request: ItemRequest, finding: Finding, setup: TrainingSetup | None) -> str | None:
     """Where to look, when no line of the user's was running: the loss, or the factory that made model and optimizer."""
-    if finding.kind == "lost-precision":  # its line is proved, or in nobody's file
+    if finding.kind == "lost-precision":  # its line is proved, or nowhere in the user's files
         return None
     candidates: list[Callable[..., object]] = [request.item.function]
     if setup is not None and finding.phase in ("forward", "backward", "eval"):
@@ -200,7 +199,8 @@ def _finite_data(request: ItemRequest, seed: int) -> Verdict:
         for name, source in sources.items():  # a comprehension would be a frame in users' tracebacks
             surveys[name] = _survey(name, source, setup.domain, len(sources) > 1)
     for name, survey in surveys.items():
-        verdict.failing += survey.findings
+        split = {} if name == "batches" else {"split": name}
+        verdict.failing += [replace(found, evidence={**split, **found.evidence}) for found in survey.findings]
         looked_at = "batch was" if survey.batches == 1 else f"{survey.batches} batches were"
         unseen = [] if survey.complete else [f"the first {looked_at} looked at, not all"]
         verdict.notes += [f"{name}: {note}" for note in [*unseen, *survey.notes]]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_nanstab.config import check_limits
+from pytest_nanstab.checks._scheme_names import NAMES, name_of
+from pytest_nanstab.config import check_limits, maybe
 from pytest_nanstab.suite.spec import CHECKS, PRECISIONS, SPEC_ATTRIBUTE, Check, Choice, Precision, SuiteSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _USE = "use it with parentheses: @stability_suite() or @stability_suite(steps=50)"
+_ARGUMENTS = ("steps", "precision", "checks", "init_scale", "seed", "seeds", "baseline")
 _OWNERS = {"min_headroom_bits": "headroom"}  # every other limit is judged by gradient_bounds
 
 
@@ -72,7 +74,7 @@ def stability_suite(
         seed=_whole("seed", seed, lowest=0),
         seeds=_whole("seeds", seeds, lowest=1),
         baseline=baseline,
-        limits=MappingProxyType(check_limits(limits)),
+        limits=MappingProxyType(check_limits(limits, besides=_ARGUMENTS)),
     )
     _check_owners(spec)
     return lambda factory: _mark(factory, spec)
@@ -99,10 +101,16 @@ def _whole(name: str, value: object, *, lowest: int) -> int:
 
 def _scheme(value: object) -> str | Mapping[str, str]:
     if isinstance(value, str):
-        return value
+        return _named(value)
     if isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair):
-        return MappingProxyType(dict(value))
+        return MappingProxyType({pattern: _named(text) for pattern, text in value.items()})
     raise TypeError(f"init_scale must be a scheme's name or a mapping of module patterns to names, got {value!r}")
+
+
+def _named(scheme: str) -> str:
+    if name_of(scheme) not in ("auto", *NAMES):
+        raise ValueError(f"init_scale: {scheme!r} is not 'auto' or one of {', '.join(NAMES)}{maybe(scheme, NAMES)}")
+    return scheme
 
 
 def _choices(name: str, given: object, allowed: Sequence[str]) -> tuple[Choice, ...]:
@@ -138,7 +146,7 @@ def _choice(name: str, entry: object, allowed: Sequence[str]) -> Choice:
     if not isinstance(entry, str):
         raise TypeError(f"{name} must hold strings or pytest.param, got {entry!r}")
     if entry not in allowed:
-        raise ValueError(f"{name}: {entry!r} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{name}: {entry!r} is not one of {', '.join(allowed)}{maybe(entry, allowed)}")
     return Choice(entry, marks)
 
 

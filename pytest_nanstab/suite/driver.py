@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pytest_nanstab import progress
-from pytest_nanstab.config import Limit
+from pytest_nanstab.config import Limit, told
 from pytest_nanstab.suite.batching import copied, cycle
 from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision, explained
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, optimizers_of, owned_parameters, takes_closure
@@ -121,6 +121,7 @@ class Stepper:
         self._plain = [optimizer for optimizer in self.optimizers if not takes_closure(optimizer)]
         self._scaler = form.new_scaler() if scaled else None
         self._scheduled = scheduled
+        self._begun = False
 
     def step(self, batch: Batch) -> Tensor:
         """Train on one batch and return its loss."""
@@ -134,7 +135,12 @@ class Stepper:
     def _recipe(self, batch: Batch) -> Tensor:
         __tracebackhide__ = True
         loss = self._forward_backward(batch) if self._plain else None
-        stepped = True
+        if self._plain and not self._begun and not any(map(_has_gradient, self._plain)):
+            raise ValueError(
+                "optimizer: the loss has given a gradient to none of its parameters; they are not the ones that the "
+                "loss is computed from (another model's, or a copy's)"
+            )
+        self._begun = stepped = True
         for optimizer in self.optimizers:
             if optimizer not in self._plain:
                 loss = self._step_with_closure(optimizer, batch)
@@ -197,7 +203,8 @@ def checked_loss(loss: object, function: str, *, needs_grad: bool) -> Tensor:
     """
     __tracebackhide__ = True
     if not isinstance(loss, Tensor):
-        raise TypeError(f"{function} must return the loss as a scalar tensor, got {loss!r}")
+        hint = "; leave out .item()" if isinstance(loss, float) else ""
+        raise TypeError(f"{function} must return the loss as a scalar tensor, got {told(loss)}{hint}")
     if not loss.is_floating_point():
         raise TypeError(f"{function} must return a floating tensor, got dtype {loss.dtype}")
     if loss.numel() != 1:

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pytest_nanstab.attribution.plan import traced
+from pytest_nanstab.attribution.plan import GIVEN_UP, patience, traced
 from pytest_nanstab.attribution.tracing import AbandonedError, Tracing
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.ranks.place import is_one_of_several
+from pytest_nanstab.suite import data_origin
 from pytest_nanstab.suite.driver import describe
 from pytest_nanstab.suite.evaluate import evaluate
 from pytest_nanstab.suite.expand import ItemRequest
@@ -25,6 +26,8 @@ def explained(request: ItemRequest, seed: int, failing: Sequence[Finding]) -> li
     if not failing or request.explain == "off" or not failing[0].is_nonfinite or failing[0].op is not None:
         return list(failing)
     first = failing[0]
+    if request.case.check == "finite_data":
+        return [*([first] if is_one_of_several() else [data_origin.explained(request, seed, first)]), *failing[1:]]
     repeat = _repetition(request, seed)
     return list(failing) if repeat is None else [_told(first, repeat, *_steps(request, seed, first)), *failing[1:]]
 
@@ -49,18 +52,19 @@ def _steps(request: ItemRequest, seed: int, finding: Finding) -> tuple[list[int]
         return [1], math.inf
     seconds = training_of(request, seed).seconds
     late = (finding.step or 1) - _MARGIN
-    return ([1] if seconds < _SHORT or late <= 1 or finding.phase == "eval" else [late, 1]), 4 * seconds + 1
+    return ([1] if seconds < _SHORT or late <= 1 or finding.phase == "eval" else [late, 1]), patience(seconds)
 
 
 def _told(finding: Finding, repeat: Repeat, firsts: Sequence[int], seconds: float) -> Finding:
     told: Finding | None = None
+    note = "a repetition of the training stayed finite: it is not deterministic, so the operation is not known"
     for first in firsts:
         again = repeated(repeat, first, seconds=seconds)
-        told = next((f for f in again if f.is_nonfinite), told)
-        if told is not None and (told.op is not None or told.phase == "data"):
+        note = GIVEN_UP if again is None else note
+        told = next((f for f in again or () if f.is_nonfinite), told)
+        if told is not None and told.op is not None:
             break
     if told is None:
-        note = "a repetition of the training stayed finite: it is not deterministic, so the operation is not known"
         return replace(finding, evidence={**finding.evidence, "note": note})
     return replace(told, evidence={**told.evidence, **_only_first(finding, told)})
 
@@ -71,11 +75,11 @@ def _only_first(finding: Finding, told: Finding) -> dict[str, object]:
     return {key: finding.evidence[key] for key in keys if key in finding.evidence and key not in told.evidence}
 
 
-def repeated(repeat: Repeat, first: int = 1, *, seconds: float = 60.0) -> Sequence[Finding]:
-    """What a repetition finds with its operations traced from a step on; nothing when it takes too long."""
+def repeated(repeat: Repeat, first: int = 1, *, seconds: float = 60.0) -> Sequence[Finding] | None:
+    """What a repetition finds with its operations traced from a step on; None when it takes too long."""
     __tracebackhide__ = True
     try:
         with traced(Tracing(first, deadline=time.monotonic() + seconds)):
             return repeat()
     except AbandonedError:
-        return ()
+        return None

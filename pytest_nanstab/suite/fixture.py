@@ -80,7 +80,7 @@ class Nanstab:
         from pytest_nanstab.suite.driver import train
         from pytest_nanstab.suite.precision import InapplicableError
 
-        merged = limits_from_call(limits, self.limits)
+        merged = limits_from_call(limits, self.limits, besides=("steps", "precision", "seed"))
         _whole_seed(seed)
         context = {"again": self._again} if self._again else None
         try:
@@ -107,9 +107,9 @@ class Nanstab:
         **limits: Unpack[Limits],
     ) -> AbstractContextManager[Run]:
         """Like `pytest_nanstab.watch`, with the test's own limits."""
-        from pytest_nanstab.watching.api import start_watch
+        from pytest_nanstab.watching.api import ARGUMENTS, start_watch
 
-        return start_watch(model, name, on_instability, limits_from_call(limits, self.limits))
+        return start_watch(model, name, on_instability, limits_from_call(limits, self.limits, besides=ARGUMENTS))
 
     def search(self, setup: TrainingSetup, *, seconds: float = 10.0, evaluations: int | None = None) -> Finding | None:
         """Look for a legal batch that makes a NaN or infinity; the first finding, or None.

@@ -54,6 +54,7 @@ class TrainingSetup:
     def __post_init__(self) -> None:
         _require(isinstance(self.model, nn.Module), "model", self.model, "a torch.nn.Module")
         _require(callable(self.loss), "loss", self.loss, "a function (model, batch) -> scalar tensor")
+        _check_call("loss", self.loss, "model", "batch")
         _check_optimizers(self.optimizer)
         check_batches(self.batches, "batches")
         if self.eval_batches is not None:
@@ -64,6 +65,8 @@ class TrainingSetup:
         for name in ("training_step", "repair"):
             value = getattr(self, name)
             _require(value is None or callable(value), name, value, "a function (batch) or None")
+            if value is not None:
+                _check_call(name, value, "batch")
         self._check_combinations()
         self._check_domain()
 
@@ -125,6 +128,19 @@ def check_batches(value: object, argument: str) -> None:
 def _require(condition: bool, argument: str, value: object, allowed: str) -> None:
     if not condition:
         raise TypeError(f"{argument} must be {allowed}, got {_shown(value)}")
+
+
+def _check_call(argument: str, function: Callable[..., Any], *given: str) -> None:
+    """Refuse a function that cannot be called as it will be; one without a signature is taken at its word."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        called = f"{argument}({', '.join(given)})"
+        raise TypeError(f"{argument} is called as {called}, which {_shown(function)} does not take: {error}") from None
 
 
 def _shown(value: object) -> str:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pytest_nanstab.config import Limits
 
 
+ARGUMENTS = ("model", "name", "on_instability")
+
+
 def watch(
     model: nn.Module | None = None,
     *,
@@ -45,7 +48,7 @@ def watch(
         TypeError, ValueError: at once, for a wrong argument.
         NonFiniteError, StabilityError: inside the block, or at its end, with `on_instability="raise"`.
     """
-    return _watch(model, name, on_instability, limits_from_call(limits))
+    return _watch(model, name, on_instability, limits_from_call(limits, besides=ARGUMENTS))
 
 
 def start_watch(

@@ -74,7 +74,7 @@ class GradientJudge:
             raw = effective[0].raw
             if raw is not None and not self._changed_since(norm, raw * effective[0].kept, scale):
                 return raw, raw * effective[0].kept
-        received = norm.measure()
+        received = norm.received(self._region.backwards)
         if received is None:
             return None, None
         received /= scale

@@ -23,7 +23,7 @@ _NUMBERS_AND_TEXTS = (str, bytes, int, float)
 _Members: TypeAlias = "list[tuple[str, Any]]"  # ".name" or "[index]", and what is there
 _Way: TypeAlias = "tuple[_Way, str] | None"  # from a container back to where the walk began
 _MAX_PLACES = 16
-_PLACES = (("rows", 0), ("columns", -1))
+_PLACES = (("row", 0), ("column", -1))
 
 
 @dataclass(frozen=True)
@@ -242,22 +242,32 @@ def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:
         return facts
 
 
-def bad_along(tensor: Tensor, dim: int) -> list[int]:
-    """The indices along a dimension at which something is not finite, at most a few; none where it cannot be told."""
+def bad_along(tensor: Tensor, dim: int) -> tuple[list[int], int]:
+    """The indices along a dimension at which something is not finite, at most a few, and how many there are.
+
+    None where it cannot be told.
+    """
     with torch_private.unseen():
         values = plain(tensor)
         if values is None:
-            return []
+            return [], 0
         bad = ~torch.isfinite(values)
         bad = bad.any(dim=-1) if tensor.is_complex() else bad
         if bad.dim() == 0 or bad.shape != tensor.shape:  # the values of a sparse tensor have lost their places
-            return []
+            return [], 0
         along = bad.movedim(dim, 0).reshape(bad.shape[dim], -1).any(dim=1)
         indices: list[int] = torch.nonzero(along).flatten()[:_MAX_PLACES].tolist()
-        return indices
+        return indices, int(along.sum())
 
 
-def places_in_data(tensor: Tensor) -> dict[str, list[int]]:
-    """The rows (first index) and columns (last index) of what is bad in data; one dimension has rows only."""
-    found = {name: bad_along(tensor, dim) for name, dim in _PLACES[: tensor.dim()]}
-    return {name: indices for name, indices in found.items() if indices}
+def places_in_data(tensor: Tensor) -> dict[str, list[int] | int]:
+    """The rows (first index) and columns (last index) of what is bad in data; one dimension has rows only.
+
+    "row_count" and "column_count" say how many there are, where that is more than are listed.
+    """
+    found: dict[str, list[int] | int] = {}
+    for name, dim in _PLACES[: tensor.dim()]:
+        indices, count = bad_along(tensor, dim)
+        found |= {f"{name}s": indices} if indices else {}
+        found |= {f"{name}_count": count} if count > len(indices) else {}
+    return found

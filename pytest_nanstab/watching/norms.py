@@ -129,12 +129,22 @@ class GradientNorm:
         """
         if self.looked != backwards:
             return self.quick()
-        if self._now() != self._state:
+        if self._squared is None or self._now() != self._state:
             return None
         if self.doubtful() and self.quick() != self._squared:
             self.by_hand = True
             return None
         return self._squared
+
+    def received(self, backwards: int) -> float | None:
+        """`measure`, without a second pass where nothing has touched the gradients since the last of the backwards."""
+        if self.looked != backwards or self._exact is None or self._now() != self._state:
+            return self.measure()
+        if not self.doubtful():
+            return self._exact
+        now = self.measure()
+        self.by_hand = self.by_hand or now != self._exact
+        return now
 
     def doubtful(self) -> bool:
         """Whether what was seen before is to be measured again: writing through `.data` leaves no trace, so the first
