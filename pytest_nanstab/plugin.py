@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SUITE = "__nanstab_suite__"
 _OFF = "nanstab is off"
 _WRONG = pytest.StashKey[str]()
+_MOST_WRONG = 10  # markers that one usage error tells
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,6 +81,13 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if mode == "explicit" else f"nanstab: {mode}"
 
 
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """Say what to do where there is nothing to watch: many who meet a NaN have a script, and no test."""
+    if items or not config.getoption("nanstab"):
+        return None
+    return "nanstab: no test to watch; call your training from one, or put it under `with pytest_nanstab.watch():`"
+
+
 @pytest.hookimpl(tryfirst=True)  # the suite's own parameter comes first in the id, before the user's
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Expand a suite into its items."""
@@ -92,25 +100,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the users of the fixture, so that -m selects them, and check every marker before any test runs."""
-    settings = config.stash[SETTINGS]
+    settings, wrong = config.stash[SETTINGS], dict[str, None]()
     for item in items:
         if "nanstab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("nanstab") is None:
             item.add_marker("nanstab")
         if item.get_closest_marker("nanstab") is None:
             continue
-        _check_markers(item, settings)
+        try:
+            settings_module.of_item(item, settings)
+        except pytest.UsageError as error:
+            wrong[str(error)] = None
+            # xdist would report a usage error of a worker as a crash: there the test itself says what is wrong.
+            item.stash[_WRONG] = str(error)
         if settings.mode == "off":
             item.add_marker(pytest.mark.skip(reason=_OFF))
-
-
-def _check_markers(item: pytest.Item, settings: Settings) -> None:
-    try:
-        settings_module.of_item(item, settings)
-    except pytest.UsageError as error:
-        if not hasattr(item.config, "workerinput"):
-            raise
-        # xdist would report a usage error of a worker as a crash: here the test itself says what is wrong.
-        item.stash[_WRONG] = str(error)
+    if wrong and not hasattr(config, "workerinput"):
+        more = f"\nand {len(wrong) - _MOST_WRONG} more" if len(wrong) > _MOST_WRONG else ""
+        raise pytest.UsageError("\n".join(list(wrong)[:_MOST_WRONG]) + more)
 
 
 @pytest.hookimpl(optionalhook=True, trylast=True)  # a scheduler of the user's own goes first, xdist's comes after

@@ -196,6 +196,12 @@ def test_named_tensor_stands_apart_from_operation():
         ({"evidence": {"limit": 4.0}}, "allowed   4"),
         ({"evidence": {"value": float("nan")}}, "measured  nan"),
         ({"evidence": {"value": "inf"}}, "measured  inf"),
+        ({"evidence": {"rows": [0, 3], "row_count": 40}}, "rows      0, 3 … and 30 more"),
+        ({"evidence": {"columns": [*range(16)], "column_count": 48, "shape": [32, 48]}}, "tensor    [32, 48]\n  columns   all 48"),
+        (
+            {"evidence": {"columns": [*range(16)], "column_count": 47, "shape": [32, 48]}},
+            "tensor    [32, 48]\n  columns   0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … and 37 more",
+        ),
         ({"evidence": {"rows": list(range(12))}}, "rows      0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … and 2 more"),
         ({"evidence": {"columns": ["age", "income"]}}, "columns   age, income"),
         ({"evidence": {"detail": "why"}}, "detail    why"),

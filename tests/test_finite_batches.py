@@ -83,6 +83,37 @@ def test_faults_are_bounded_and_counted():
     assert "batch: bad in 50 of 50 batches" in findings[0].evidence["note"]
 
 
+def endless(bad=0):
+    for number in itertools.count(1):
+        yield torch.tensor([NAN]) if bad and number % bad == 0 else torch.ones(1)
+
+
+def test_a_stream_without_end_is_not_walked_for_ever():
+    """Nor is it called fine: the first 10,000 batches are looked at, and faults among them told."""
+    with pytest.raises(ValueError, match=r"no len\(\) and no end within 10000 batches: say with max_batches=\.\.\."):
+        assert_finite_batches(endless)
+    first = failure(endless(bad=4000)).findings[0]
+    assert first.evidence["batch"] == 4000
+    told = "batches: walking was broken off after 10000, since they have no len() and no end"
+    assert told in first.evidence["note"]
+    assert_finite_batches(endless(bad=4000), max_batches=3999)
+    assert_finite_batches(itertools.islice(endless(), 9_999))
+
+
+def test_a_long_loader_with_a_length_is_walked_to_its_end():
+    long = [torch.ones(1)] * 12_000
+    assert_finite_batches(long)
+    assert failure([*long, torch.tensor([NAN])]).findings[0].evidence["batch"] == 12_001
+
+
+def test_rows_and_columns_that_are_not_listed_are_counted():
+    bad = torch.zeros(30, 20)
+    bad[2:] = NAN
+    evidence = failure([bad]).findings[0].evidence
+    assert (evidence["rows"], evidence["row_count"]) == (list(range(2, 12)), 28)
+    assert (evidence["columns"], evidence["column_count"]) == (list(range(10)), 20)
+
+
 def test_max_batches_bounds_the_walk():
     """Later batches are not looked at, nor fetched without end."""
     pulled = []

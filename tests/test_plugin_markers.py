@@ -156,6 +156,28 @@ def test_wrong_markers(pytester, marker, message):
     assert "Traceback" not in ran.text
 
 
+def test_all_wrong_markers_are_told_at_once(pytester):
+    """One usage error for all of them, each once; after ten the rest are counted."""
+    wrong = [f"@pytest.mark.nanstab(max_loss=-{number})\ndef test_{number}(): pass\n" for number in range(1, 13)]
+    pytester.makepyfile("import pytest\n\n" + "".join(wrong[:2]) + "def test_fine(): pass\n")
+    ran = again(pytester)
+    name = "test_all_wrong_markers_are_told_at_once.py"
+    message = "marker nanstab: max_loss must be a finite number, 0 or more, got"
+    assert (ran.code, ran.errors) == (4, [f"ERROR: {name}::test_1: {message} -1", f"{name}::test_2: {message} -2"])
+    pytester.makepyfile("import pytest\n\n" + "".join(wrong))
+    ran = again(pytester)
+    assert [len(ran.errors), ran.errors[-1]] == [11, "and 2 more"]
+
+
+def test_a_project_without_tests_is_told_what_to_do(pytester):
+    """Only where the flag was given, and only where nothing was collected."""
+    words = "nanstab: no test to watch; call your training from one, or put it under `with pytest_nanstab.watch():`"
+    assert words in again(pytester, "--nanstab").lines
+    assert words not in again(pytester).lines
+    pytester.makepyfile("def test_a(): pass")
+    assert words not in again(pytester, "--nanstab").lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

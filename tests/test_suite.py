@@ -429,6 +429,11 @@ def test_marks_of_params_reach_their_cases():
         ({"checks": ["finite"]}, ValueError, "'finite' is not one of init_scale"),
         ({"checks": [3]}, TypeError, "checks must hold strings"),
         ({"checks": pytest.param("headroom", id="x")}, ValueError, "takes one value and marks"),
+        ({"init_scale": "xavier"}, ValueError, "init_scale: 'xavier' is not 'auto' or one of xavier_uniform"),
+        ({"init_scale": {"*": "he_normal"}}, ValueError, "init_scale: 'he_normal' is not 'auto' or one of"),
+        ({"step": 3}, TypeError, "unknown argument 'step'; allowed are steps, precision, checks, init_scale, seed, "),
+        ({"step": 3}, TypeError, "did you mean 'steps'?"),
+        ({"precision": "16-tru"}, ValueError, "did you mean '16-true'?"),
         ({"init_scale": 3}, TypeError, "init_scale must be a scheme's name or a mapping"),
         ({"baseline": 1}, TypeError, "baseline must be True or False, got 1"),
         ({"max_los": 3}, TypeError, "unknown argument 'max_los'"),
@@ -443,6 +448,11 @@ def test_the_decorator_refuses_wrong_arguments_at_once(given, error, words):
     with pytest.raises(error) as caught:
         stability_suite(**given)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["auto", "kaiming_normal(fan_out)", "xavier_uniform_", {"*": "normal(0.02)"}])
+def test_schemes_with_arguments_are_names_too(scheme):
+    stability_suite(init_scale=scheme)
 
 
 def test_without_parentheses_the_decorator_says_how():

@@ -850,6 +850,8 @@ Inf in the loss for a legal batch at 32x weights, born in exploding()
   cause     exp of a large number overflows
   remedy    bound its argument (clamp, subtract the maximum) or stay in log
             space
+  accept    nanstab_fail_grade = adversarial training in the ini file only
+            reports it
   again     pytest "test_it.py::test_net[adversarial_batches-32-true]"
 
 test_it.py:21: NonFiniteError"""

@@ -304,7 +304,11 @@ def test_inherited_limits_hold_until_the_call_removes_them():
 @pytest.mark.parametrize(
     ("loss", "error", "words"),
     [
-        (lambda m, b: m(b[0]).mean().item(), TypeError, "loss must return the loss as a scalar tensor"),
+        (
+            lambda m, b: m(b[0]).mean().item(),
+            TypeError,
+            "loss must return the loss as a scalar tensor, got .*; leave out .item",
+        ),
         (lambda m, b: m(b[0]), ValueError, r"must return a scalar, got shape \[8, 1\]"),
         (lambda m, b: m(b[0]).mean().detach(), ValueError, "must return a tensor that requires grad"),
         (lambda m, b: (m(b[0]) > 0).sum(), TypeError, "must return a floating tensor, got dtype torch.int64"),
@@ -330,6 +334,32 @@ def test_wrong_arguments_raise_at_once(harness, arguments, error, words):
     """Nothing is trained before the arguments are checked."""
     with pytest.raises(error, match=words):
         harness.train(setup_of(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": lambda model: model}, r"loss is called as loss\(model, batch\), which .* does not take: too many"),
+        ({"loss": lambda m, b, extra: m}, r"loss is called as loss\(model, batch\), which .* missing a required"),
+        ({"training_step": lambda: None}, r"training_step is called as training_step\(batch\), which"),
+        ({"repair": lambda batch, more: batch}, r"repair is called as repair\(batch\), which"),
+    ],
+)
+def test_functions_that_cannot_be_called_as_they_will_be(changes, words):
+    """Known when the setup is made; functions without a signature, and with defaults, are fine."""
+    with pytest.raises(TypeError, match=words):
+        setup_of(**changes)
+    setup_of(repair=dict, loss=lambda model, batch, weight=1.0: model)
+
+
+def test_an_optimizer_of_another_model_is_a_usage_error(harness):
+    """Nothing that the loss depends on would ever be stepped; one parameter of many without a gradient is no error."""
+    other = nn.Linear(4, 1)
+    with pytest.raises(ValueError, match="the loss has given a gradient to none of its parameters"):
+        harness.train(setup_of(optimizer=torch.optim.SGD(other.parameters(), 0.1)), steps=2)
+    setup = setup_of()
+    both = torch.optim.SGD([*setup.model.parameters(), *other.parameters()], 0.1)
+    harness.train(setup_of(setup.model, optimizer=both), steps=2)
 
 
 def test_train_wants_a_setup(harness):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pytest_nanstab.watching.region import Region
 
 _MOST = 2  # attempts per region: a loop that goes on failing is explained by its first failures
+_UNSEEN = "the operation cannot be seen from here, a rerun of the test shows it:"
 
 
 @dataclass
@@ -153,7 +154,15 @@ def _of_another_draw(finding: Finding) -> Finding:
     """Without the numbers that belong to the repetition only: it has drawn other random numbers than the run."""
     evidence = {key: value for key, value in finding.evidence.items() if key not in ("rows", "first_index")}
     note = "counts and ranges are those of a repetition, which drew other random numbers than the run"
-    return replace(finding, evidence={**evidence, "note": note})
+    command = _traced(finding)
+    more = {"note": f"{note}; a rerun has those of the run:", "trace": command} if command else {"note": note}
+    return replace(finding, evidence={**evidence, **more})
+
+
+def _traced(finding: Finding) -> str | None:
+    """The command that runs the test once more with every operation traced; None outside of pytest."""
+    again = str(finding.evidence.get("again", ""))
+    return again.replace("pytest ", "pytest -o nanstab_explain=rerun ", 1) if again.startswith("pytest ") else None
 
 
 @dataclass
@@ -309,14 +318,13 @@ def advised(finding: Finding) -> Finding:
     arrived = finding.kind == "nonfinite-input"  # its cause only tells that it did; a rerun sees the way
     if finding.op is not None or (finding.cause is not None and not arrived):
         return finding
-    again = str(finding.evidence.get("again", ""))
-    if not again.startswith("pytest "):
-        return finding
-    command = again.replace("pytest ", "pytest -o nanstab_explain=rerun ", 1)
-    note = "the operation cannot be seen from here, a rerun of the test shows it:"
-    if arrived:
-        note = "if the test computed it, a rerun of the test shows where:"
-    return replace(finding, evidence={**finding.evidence, "note": note, "trace": command})
+    command, more = _traced(finding), {}
+    if command is not None:
+        seen = "if the test computed it, a rerun of the test shows where:" if arrived else _UNSEEN
+        more = {"note": seen, "trace": command}
+    elif arrived:
+        more = {"note": "if the program computed it, a test marked nanstab that runs it shows where"}
+    return replace(finding, evidence={**finding.evidence, **more})
 
 
 # -- leaving no trace --------------------------------------------------------------------------------------------------

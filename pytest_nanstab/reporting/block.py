@@ -54,7 +54,7 @@ _SPOKEN_FOR = frozenset(
         "state",
         "batch_description",
     }
-    | {"excerpt", "note", "trace", "again", "steps before"}
+    | {"excerpt", "note", "trace", "accept", "again", "steps before"}
 )
 
 
@@ -194,6 +194,7 @@ def _rows(finding: Finding) -> Iterator[tuple[str, list[_Value]]]:
     yield from _command("trace", evidence)
     yield from _told("cause", finding.cause)
     yield from _told("remedy", finding.remedy)
+    yield from _told("accept", evidence.get("accept"))
     if not evidence.get("trace"):  # the same command, and more
         yield from _command("again", evidence)
 

@@ -30,8 +30,8 @@ def explained(request: ItemRequest, seed: int, finding: Finding) -> Finding:
     try:
         with seeded(seed):
             with trace:
-                setup = request.make_setup()
-            batch = _batch(trace, _source(setup, finding), finding)
+                walk = iter(_source(request.make_setup(), finding))
+            batch = _batch(trace, walk, finding)
         made = None if batch is None else trace.behind(_bad_parts(batch, finding))
         if made is None or trace.failed is not None:
             return finding
@@ -45,9 +45,8 @@ def _source(setup: TrainingSetup, finding: Finding) -> Any:
     return source() if callable(source) and not hasattr(source, "__iter__") else source
 
 
-def _batch(trace: LocalTrace, source: Any, finding: Finding) -> Any:
+def _batch(trace: LocalTrace, walk: Iterator[Any], finding: Finding) -> Any:
     """The bad batch, made with tracing on; those before it are only passed by."""
-    walk: Iterator[Any] = iter(source)
     deadline = time.monotonic() + _PATIENCE
     for _ in islice(walk, finding.evidence["batch"] - 1):
         if time.monotonic() > deadline:

@@ -1,0 +1,200 @@
+"""Where bad data and asserted values come from: the line that computed them, in suites, marked and unmarked tests."""
+
+from __future__ import annotations
+
+import pytest
+from plugin_runs import run_inside
+
+PIPELINE = """
+from pytest_nanstab import assert_finite, assert_finite_batches
+
+def standardised(x):
+    center = x - x.mean(1, keepdim=True)
+    return center / x.std(1, keepdim=True)  # the line
+
+def readings(bad):
+    x = torch.randn(24, 5, generator=torch.Generator().manual_seed(3))
+    if bad:
+        x[17] = 2.0
+    return x
+
+def stream(bad=True):
+    x = readings(bad)
+    for start in range(0, 24, 8):
+        yield standardised(x[start:start + 8])
+
+def listed(bad=True):
+    return [batch.clone() for batch in stream(bad)]
+
+def squares(model, batch):
+    return model(batch).square().mean()
+
+def setup_of(batches, **more):
+    model = nn.Linear(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    return TrainingSetup(model=model, loss=squares, optimizer=optimizer, batches=batches, **more)
+"""
+
+
+def is_told(text: str) -> bool:
+    """Whether a part of the output names operation and line, with the cause that belongs to it."""
+    marked = any(line.startswith("    >") and line.endswith("# the line") for line in text.splitlines())
+    return marked and "0 / 0 gave nan there" in text and "the divisor is a spread" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("batches", ["stream", "listed()", "listed", "torch.utils.data.DataLoader(listed(), None)"])
+def test_finite_data_names_the_line_that_made_a_batch_bad(pytester, batches):
+    """Whether a stream computes it batch by batch, or the factory all of them."""
+    body = f"""
+{PIPELINE}
+@stability_suite(steps=4, checks=["finite_data"])
+def test_net(): return setup_of({batches})
+
+@stability_suite(steps=4, checks=["finite_data"])
+def test_healthy(): return setup_of(lambda: stream(bad=False))
+"""
+    ran = run_inside(pytester, body)
+    assert ran.outcomes == {"test_net[finite_data]": "failed", "test_healthy[finite_data]": "passed"}
+    assert is_told(ran.text)
+    assert "NaN in batch 3, field batch" in ran.text
+    assert "born in standardised()" in ran.text
+
+
+def test_bad_evaluation_data_is_traced_in_its_own_source(pytester):
+    body = f"""
+{PIPELINE}
+@stability_suite(steps=4, checks=["finite_data"])
+def test_net(): return setup_of(listed(bad=False), eval_batches=stream)
+"""
+    ran = run_inside(pytester, body)
+    assert is_told(ran.text)
+    assert "  split     eval_batches" in ran.text
+
+
+def test_data_that_no_operation_made_keeps_its_own_words(pytester):
+    """A NaN that stands in the file: no operation is accused, and none is looked for at the user's cost."""
+    body = f"""
+{PIPELINE}
+@stability_suite(steps=4, checks=["finite_data", "finite_steps"])
+def test_net(): return setup_of([torch.ones(4, 5), torch.tensor([[1.0, 2.0, float("nan"), 4.0, 5.0]])])
+"""
+    ran = run_inside(pytester, body)
+    block = ran.block("_ test_net[finite_data] _", "= nanstab =")
+    assert "NaN in batch 2, field batch at [0, 2]" in block
+    assert "  op " not in block
+
+
+def test_a_recurrence_is_traced_to_the_end(pytester):
+    """Thousands of operations a step, on a training of a tenth of a second: the line is worth some seconds."""
+    body = f"""
+{PIPELINE}
+def windows():
+    x = torch.randn(200, 40, generator=torch.Generator().manual_seed(3))
+    x[190] = 1.5
+    for start in range(0, 200, 20):
+        yield standardised(x[start:start + 20])
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRU(1, 8, num_layers=2, batch_first=True), nn.Linear(8, 1)
+    def forward(self, x):
+        return self.head(self.rnn(x.unsqueeze(-1))[0][:, -1])
+
+@stability_suite(steps=12, checks=["finite_steps"])
+def test_net():
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    return TrainingSetup(model=model, loss=squares, optimizer=optimizer, batches=windows)
+"""
+    ran = run_inside(pytester, body)
+    assert is_told(ran.text)
+    assert "  step      10 of 12, data, batch 10" in ran.text
+
+
+def test_what_an_unmarked_test_is_fed_with_comes_with_the_command_that_traces_it(pytester):
+    """On the spot the data are there already; the command that is told shows their line."""
+    body = f"""
+{PIPELINE}
+def test_fit():
+    model = nn.Linear(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for batch in stream():
+        optimizer.zero_grad()
+        squares(model, batch).backward()
+        optimizer.step()
+"""
+    ran = run_inside(pytester, body, "--nanstab")
+    (command,) = [line for line in ran.text.splitlines() if line.startswith("  trace ")]
+    assert command.split(maxsplit=1)[1] == 'pytest -o nanstab_explain=rerun --nanstab "test_it.py::test_fit"'
+    assert "if the test computed it, a rerun of the test shows where:" in ran.text
+    assert is_told(run_inside(pytester, body, "--nanstab", "-o", "nanstab_explain=rerun").text)
+
+
+ASSERTED = f"""
+{PIPELINE}
+from hypothesis import given, settings, strategies as st
+
+def test_call(): assert_finite(standardised(readings(True)))
+
+def test_name():
+    z = standardised(readings(True))
+    assert_finite(z, name="z")
+
+def test_inside():
+    out = dict(z=standardised(readings(True)), n=3)
+    pytest_nanstab.assert_finite(out)
+
+def test_healthy(): assert_finite(standardised(readings(False)))
+"""
+
+
+@pytest.mark.parametrize("mark", ["", "pytestmark = pytest.mark.nanstab"])
+def test_assert_finite_names_the_operation(pytester, mark):
+    """By a rerun in marked tests, on the spot in all others."""
+    ran = run_inside(pytester, ASSERTED + mark, "--nanstab")
+    names = ["test_call", "test_name", "test_inside"]
+    assert ran.outcomes == {**dict.fromkeys(names, "failed"), "test_healthy": "passed"}
+    ends = [*names[1:], None]
+    for name, following in zip(names, ends, strict=True):
+        block = ran.block(f"_ {name} _", f"_ {following} _" if following else "= nanstab =")
+        assert is_told(block), name
+        assert f'test_it.py::{name}"' in block
+    assert "NaN in z (5 of 120 values), born in standardised()" in ran.text
+
+
+def test_assert_finite_under_given(pytester):
+    """The shrunk example is the one that is traced."""
+    body = f"""
+{PIPELINE}
+from hypothesis import given, settings, strategies as st
+
+@pytest.mark.nanstab
+@settings(deadline=None, database=None)
+@given(st.integers(2, 6))
+def test_constant(rows):
+    assert_finite(standardised(torch.ones(rows, 3)))
+"""
+    ran = run_inside(pytester, body)
+    assert ran.outcomes == {"test_constant": "failed"}
+    assert "rows=2" in ran.text
+    assert is_told(ran.text)
+
+
+def test_assert_finite_in_impure_surroundings_repeats_nothing(pytester):
+    """What cannot be repeated without a trace is left alone: the finding stays as it was."""
+    body = f"""
+{PIPELINE}
+calls = []
+
+def noted(x):
+    calls.append(x)
+    return standardised(x)
+
+def test_call(): assert_finite(noted(readings(True)))
+
+def test_once(): assert len(calls) == 1
+"""
+    ran = run_inside(pytester, body, "--nanstab")
+    assert ran.outcomes == {"test_call": "failed", "test_once": "passed"}
+    assert "tensor    value, float32[24, 5]: 5 of 120 values are NaN" in ran.text
