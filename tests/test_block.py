@@ -197,7 +197,10 @@ def test_named_tensor_stands_apart_from_operation():
         ({"evidence": {"value": float("nan")}}, "measured  nan"),
         ({"evidence": {"value": "inf"}}, "measured  inf"),
         ({"evidence": {"rows": [0, 3], "row_count": 40}}, "rows      0, 3 … and 30 more"),
-        ({"evidence": {"columns": [*range(16)], "column_count": 48, "shape": [32, 48]}}, "tensor    [32, 48]\n  columns   all 48"),
+        (
+            {"evidence": {"columns": [*range(16)], "column_count": 48, "shape": [32, 48]}},
+            "tensor    [32, 48]\n  columns   all 48",
+        ),
         (
             {"evidence": {"columns": [*range(16)], "column_count": 47, "shape": [32, 48]}},
             "tensor    [32, 48]\n  columns   0, 1, 2, 3, 4, 5, 6, 7, 8, 9 … and 37 more",

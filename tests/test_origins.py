@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from plugin_runs import run_inside
 
@@ -198,3 +200,36 @@ def test_once(): assert len(calls) == 1
     ran = run_inside(pytester, body, "--nanstab")
     assert ran.outcomes == {"test_call": "failed", "test_once": "passed"}
     assert "tensor    value, float32[24, 5]: 5 of 120 values are NaN" in ran.text
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from pytest_nanstab import watch
+
+def train():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(4):
+        x = torch.full((3, 2), float("nan") if step == 2 else 1.0)
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        optimizer.step()
+
+with watch():
+    train()
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 a `with` raises with the traceback it was left by")
+def test_a_script_ends_at_the_users_line(pytester, monkeypatch):
+    """Outside pytest nobody hides frames: the traceback ends where the user's code does, and then the message."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    ran = pytester.runpython(pytester.makepyfile(script=SCRIPT))
+    errors = ran.stderr.str()
+    assert ran.ret == 1
+    assert [line.strip() for line in errors.splitlines() if line.startswith("  File ")] == [
+        f'File "{pytester.path / "script.py"}", line 15, in <module>',
+        f'File "{pytester.path / "script.py"}", line 12, in train',
+    ]
+    assert "NonFiniteError: NaN in the data of step 3, input 0 of Linear" in errors

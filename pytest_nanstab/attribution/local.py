@@ -315,7 +315,8 @@ def _expression(dotted: str) -> Any:
 
 def advised(finding: Finding) -> Finding:
     """The finding with the command that shows its operation, where one would."""
-    arrived = finding.kind == "nonfinite-input"  # its cause only tells that it did; a rerun sees the way
+    # The cause of what came in only tells that it did; a rerun sees the way.
+    arrived = finding.kind == "nonfinite-input" and "made at" not in finding.evidence
     if finding.op is not None or (finding.cause is not None and not arrived):
         return finding
     command, more = _traced(finding), {}

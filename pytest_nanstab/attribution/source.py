@@ -89,6 +89,20 @@ def user_traceback(depth: int = 1) -> TracebackType | None:
     return traceback
 
 
+def to_users_line(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback that ends at the user's innermost line; as it is where there is none."""
+    links = []
+    while traceback is not None:
+        links.append(traceback)
+        traceback = traceback.tb_next
+    while links and not is_user_file(links[-1].tb_frame.f_code.co_filename):
+        links.pop()
+    shorter = None
+    for link in reversed(links):
+        shorter = TracebackType(shorter, link.tb_frame, link.tb_lasti, link.tb_lineno)
+    return shorter
+
+
 def place(filename: str, line: int) -> str:
     """A line as "models/attention.py:31", relative to the working directory when it lies below it."""
     try:

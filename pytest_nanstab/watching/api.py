@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
+from pytest_nanstab.attribution.source import to_users_line
 from pytest_nanstab.config import Limit, limits_from_call
+from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.watching.options import Options
 from pytest_nanstab.watching.region import Region
 from pytest_nanstab.watching.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from torch import nn
     from typing_extensions import Unpack
@@ -69,11 +71,25 @@ def _watch(
         raise TypeError(f"name must be a str, got {type(name).__name__}")
     if on_instability not in ("raise", "record"):
         raise ValueError(f"on_instability must be 'raise' or 'record', got {on_instability!r}")
-    return _region(Options(name=name, model=model, raises=on_instability == "raise", limits=limits, shares=name))
+    return _Watch(Options(name=name, model=model, raises=on_instability == "raise", limits=limits, shares=name))
 
 
-@contextmanager
-def _region(options: Options) -> Iterator[Run]:
-    __tracebackhide__ = True
-    with Region(options) as region:
-        yield region.run
+class _Watch(AbstractContextManager[Run]):
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._region: Region | None = None
+
+    def __enter__(self) -> Run:
+        self._region = Region(self._options)
+        return self._region.__enter__().run
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        region, self._region = self._region, None
+        assert region is not None, "left without being entered"
+        region.__exit__(kind, error, traceback)
+        # A script prints every frame, and those below the user's line are ours; pytest hides them by itself.
+        if isinstance(error, StabilityError) and "PYTEST_CURRENT_TEST" not in os.environ:
+            error.__traceback__ = to_users_line(traceback) or traceback
