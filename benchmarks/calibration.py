@@ -41,6 +41,7 @@ FIGURES = {
     "share of dead units": _units.DEAD,
     "share of saturated values": _units.SATURATED,
     "growth of the norm beside a loss grown fivefold": gradients.GROWN_WITH_LOSS,
+    "leap of the norm in one step": gradients.LEAP,
 }
 LOW = {name for name in FIGURES if name.startswith("gradient")}
 
@@ -70,6 +71,7 @@ def figures(trained: Trained, fresh: Any) -> dict[str, float]:
         "share of dead units": max(dead, default=None),
         "share of saturated values": max(flat, default=None),
         "growth of the norm beside a loss grown fivefold": grown(trained),
+        "leap of the norm in one step": leapt(trained),
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -83,6 +85,14 @@ def grown(trained: Trained) -> float | None:
     ends = [(statistics.median(v[:quarter]), statistics.median(v[-quarter:])) for v in (norms, losses)]
     (first, last), (before, after) = ends
     return last / first if first > 0 and abs(after) > gradients.LOSS_GROWN * abs(before) else None
+
+
+def leapt(trained: Trained) -> float | None:
+    norms = [value for value in trained.run.grad_norm if value is not None]
+    if len(set(trained.run.optimizer)) > 1 or len(norms) <= gradients.LEAP_AFTER:
+        return None
+    before = (max(norms[:index]) for index in range(gradients.LEAP_AFTER, len(norms)))
+    return max(n / max(b, 1.0) for n, b in zip(norms[gradients.LEAP_AFTER :], before, strict=True))
 
 
 def judge(job: tuple[str, str, str, str]) -> dict[str, Any]:

@@ -156,6 +156,8 @@ def test_message_alone():
         ({"nan": 8, "of": 72, "first_index": [0, 1, 2]}, "8 of 72 values are NaN, first at [0, 1, 2]"),
         ({"nan": 1, "of": 72}, "1 of 72 values is NaN"),
         ({"inf": 2}, "2 values are inf"),
+        ({"inf": 2, "negative_inf": 1}, "2 values are inf"),
+        ({"inf": 2, "negative_inf": 2}, "2 values are -inf"),
         ({"count": 5, "of": 9}, "5 of 9 values are not finite"),
         ({"count": 5, "of": 9, "nan": 2, "inf": 3}, "5 of 9 values are not finite (2 NaN, 3 inf)"),
         ({"nan": 1, "of": 1, "first_index": []}, "the value is NaN"),

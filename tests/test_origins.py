@@ -233,3 +233,38 @@ def test_a_script_ends_at_the_users_line(pytester, monkeypatch):
         f'File "{pytester.path / "script.py"}", line 12, in train',
     ]
     assert "NonFiniteError: NaN in the data of step 3, input 0 of Linear" in errors
+
+
+def test_one_batch_far_beyond_all_others_fails_the_gradient_bounds(pytester):
+    """An eps in place of the check for a constant row: finite, clipped, and 1e15 in the loss of one step."""
+    body = f"""
+{PIPELINE}
+def scaled(eps):
+    x, y = torch.randn(24, 5, generator=torch.Generator().manual_seed(3)), torch.ones(24, 1)
+    x[23] = 2.0
+    std = x.std(1, keepdim=True)
+    std = std + 1e-8 if eps else torch.where(std == 0, 1.0, std)
+    x, y = (x - x.mean(1, keepdim=True)) / std, y / std
+    return [(x[n:n + 4], y[n:n + 4]) for n in range(0, 24, 4)]
+
+def mse(model, batch): return (model(batch[0]) - batch[1]).square().mean()
+
+def setup_with(eps):
+    model = nn.Linear(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    return TrainingSetup(model=model, loss=mse, optimizer=optimizer, batches=scaled(eps), clip_grad_norm=1.0)
+
+@stability_suite(steps=12, checks=["gradient_bounds"])
+def test_eps(): return setup_with(eps=True)
+
+@stability_suite(steps=12, checks=["gradient_bounds"])
+def test_one(): return setup_with(eps=False)
+"""
+    ran = run_inside(pytester, body)
+    assert ran.outcomes == {
+        "test_eps[gradient_bounds-32-true]": "failed",
+        "test_one[gradient_bounds-32-true]": "passed",
+    }
+    assert "gradient norm leapt" in ran.text
+    assert "  step      6 of 12, backward" in ran.text
+    assert "one batch is unlike all others" in ran.text

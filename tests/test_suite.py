@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_nanstab import Finding, TrainingSetup, stability_suite
-from pytest_nanstab.checks.gradients import growth
+from pytest_nanstab.checks.gradients import growth, leap
 from pytest_nanstab.strategies import TensorSpec
 from pytest_nanstab.suite import judging
 from pytest_nanstab.suite.batching import converted, cycle, epoch, nonfinite_tensor
@@ -505,6 +505,24 @@ RISING = [2.0**step for step in range(16)]
 def test_growth_is_told_from_a_spike_and_from_a_large_steady_norm(norms, losses, explodes):
     """A norm that keeps growing against its own past, beside a loss that does not fall, is an explosion."""
     assert (growth(norms, losses) is not None) == explodes
+
+
+@pytest.mark.parametrize(
+    ("norms", "place"),
+    [
+        ([0.1, 0.2, 0.1, 2e15, 0.1], 3),
+        ([None, 0.1, 0.2, 0.1, math.nan, 2e15], 5),
+        ([5.0, 4.0, 3.0, 4.9e6], None),  # not a millionfold the largest
+        ([1e-9, 2e-9, 1e-9, 1.0], None),  # large against next to nothing
+        ([1e-9, 2e-9, 1e-9, 1e6], 3),
+        ([1e9, 1.0, 1.0, 1.0], None),  # the first steps settle
+        ([1.0, 1.0, 1e9, 1.0], None),
+        ([0.0, 0.0, 0.0, 1e9], None),  # nothing to compare with
+        ([2.0**step for step in range(40)], None),  # growth is another heuristic's
+    ],
+)
+def test_a_leap_is_one_step_far_beyond_all_before_it(norms, place):
+    assert leap(norms) == place
 
 
 def test_a_limit_broken_at_every_step_is_told_once():

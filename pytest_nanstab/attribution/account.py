@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _OUT_OF = re.compile(r", out of [^,]+$")
 # What the sink's own evidence says about its tensor, and the origin says better.
-_REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "first_index", "range")
+_REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "negative_inf", "first_index", "range")
 _OF_PLACES = ("range", "columns", "column_count", "row_count")  # of a result; the data's own are told apart
 _CHAIN_ENDS = 7
 _OF_DATA = ("nonfinite-loss", "nonfinite-input", "nonfinite-output")

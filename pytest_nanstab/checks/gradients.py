@@ -33,6 +33,9 @@ GROWTH_STEPS = 12
 # or let them grow by warm-up, sharpening or an adversary's progress (measured: up to 27-fold), but not while the loss
 # rises fivefold as well, or falls without bound.
 GROWN_WITH_LOSS, GROWN_DOWNWARDS, GROWN_ALONE, LOSS_GROWN = 3.0, 10.0, 1e3, 5.0
+# A single step whose raw norm is so large, and so many times what it ever was before, in at least so many steps:
+# heavy tails and spikes of healthy trainings stay far below.
+LEAP, LEAP_AFTER = 1e6, 3
 _ROWS = 12
 
 
@@ -55,10 +58,46 @@ def _growing(trained: Trained) -> Iterator[Finding]:
     numbers: list[int | None] = [*sorted({index for index in run.optimizer if index is not None})]
     for number in numbers or [None]:
         steps = [step for step in range(run.steps) if number is None or run.optimizer[step] == number]
-        found = growth([run.grad_norm[step] for step in steps], [run.loss[step] for step in steps])
+        norms = [run.grad_norm[step] for step in steps]
+        leapt = leap(norms)
+        if leapt is not None:
+            yield _leap_finding(run, steps, leapt)
+            continue
+        found = growth(norms, [run.loss[step] for step in steps])
         if found is not None:
             optimizer = trained.optimizers[number or 0] if len(trained.optimizers) > (number or 0) else None
             yield _growth_finding(run, found, optimizer)
+
+
+def leap(norms: Sequence[float | None]) -> int | None:
+    """The first place at which the norm is a millionfold the largest before it, and a million at least."""
+    largest, seen = 0.0, 0
+    for index, norm in enumerate(norms):
+        if norm is None or not math.isfinite(norm):
+            continue
+        if seen >= LEAP_AFTER and largest > 0 and norm >= LEAP * max(largest, 1.0):
+            return index
+        largest, seen = max(largest, norm), seen + 1
+    return None
+
+
+def _leap_finding(run: Run, steps: Sequence[int], index: int) -> Finding:
+    before = [norm for step in steps[:index] if (norm := run.grad_norm[step]) is not None and math.isfinite(norm)]
+    norm, step = run.grad_norm[steps[index]] or 0.0, steps[index] + 1
+    known = [loss for loss in run.loss[: step - 1] if loss is not None and math.isfinite(loss)]
+    evidence: dict[str, Any] = {"norm": f"{norm:.3g}, at most {max(before):.3g} in the steps before"}
+    if known and run.loss[step - 1] is not None:
+        evidence["loss"] = f"{run.loss[step - 1]:.3g}, median {statistics.median(known):.3g} in the steps before"
+    return Finding(
+        kind="exploding-gradient",
+        message=f"gradient norm leapt {fold(norm / max(before))} at step {step}",
+        step=step,
+        phase="backward",
+        evidence=evidence,
+        cause="one batch is unlike all others: a value or target far outside of theirs, or a division by almost "
+        "nothing on its way",
+        remedy="look at that batch and at what scales it; a clip would only hide it",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,9 +112,10 @@ class Growth:
 def growth(norms: Sequence[float | None], losses: Sequence[float | None]) -> Growth | None:
     """Whether one optimizer's gradients explode: they grow over the run against their own past, and go on growing.
 
-    Medians of quarters, so neither a spike nor a large but steady norm counts; judged from 12 measured steps on. The
-    norm has grown threefold while the loss rose fivefold, tenfold while a loss without lower bound fell to five times
-    its size, or a thousandfold without the loss having fallen. The numbers are ours: no paper draws a line.
+    Medians of quarters, so neither a spike (see `leap`) nor a large but steady norm counts; judged from 12 measured
+    steps on. The norm has grown threefold while the loss rose fivefold, tenfold while a loss without lower bound fell
+    to five times its size, or a thousandfold without the loss having fallen. The numbers are ours: no paper draws a
+    line.
     """
     known = [norm for norm in norms if norm is not None and math.isfinite(norm)]
     if len(known) < GROWTH_STEPS:

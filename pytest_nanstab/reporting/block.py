@@ -32,6 +32,7 @@ _SPOKEN_FOR = frozenset(
         "of",
         "nan",
         "inf",
+        "negative_inf",
         "first_index",
         "detail",
         "range",
@@ -308,7 +309,8 @@ def _counted(evidence: Mapping[str, Any], *, became: bool) -> str:
     if not count:
         return ""
     other = "out of range" if "domain" in evidence else "not finite"
-    what = {(True, False): "NaN", (False, True): "inf"}.get((bool(nan), bool(inf)), other)
+    infinite = "-inf" if inf and evidence.get("negative_inf") == inf else "inf"
+    what = {(True, False): "NaN", (False, True): infinite}.get((bool(nan), bool(inf)), other)
     which = f" ({nan} NaN, {inf} inf)" if nan and inf else ""
     total = evidence.get("of")
     if total == 1:

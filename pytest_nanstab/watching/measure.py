@@ -237,6 +237,8 @@ def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:
         }
         if facts["count"]:
             facts["first_index"] = torch.nonzero(bad)[0].tolist()
+        if facts["inf"] and not values.is_complex():
+            facts["negative_inf"] = int(torch.isneginf(values).sum())
         if good.numel():
             facts["range"] = [good.min().item(), good.max().item()]
         return facts
