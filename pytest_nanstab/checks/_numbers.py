@@ -52,6 +52,7 @@ class Damage:
         rows: indices of the bad ones along the first dimension, at most `limit`.
         columns: the same along the last dimension of leaves with two or more.
         range: smallest and largest finite value, None without any.
+        row_count, column_count: how many rows and columns there are, listed or not.
     """
 
     nan: int
@@ -62,6 +63,14 @@ class Damage:
     rows: list[int]
     columns: list[int]
     range: list[float] | None
+    row_count: int = 0
+    column_count: int = 0
+
+    @property
+    def unlisted(self) -> dict[str, int]:
+        """How many rows and columns there are, where that is more than are listed."""
+        counts = {"row_count": (self.row_count, self.rows), "column_count": (self.column_count, self.columns)}
+        return {name: count for name, (count, listed) in counts.items() if count > len(listed)}
 
     @property
     def what(self) -> str:
@@ -133,6 +142,7 @@ def damage_of(leaf: Leaf, *, allow_inf: bool = False, allow_nan: bool = False, l
         first_index=index_of_first(leaf, bad),
         range=span,
         **places(leaf, bad, limit),
+        **_sizes(leaf, bad),
     )
 
 
@@ -165,8 +175,19 @@ def index_of_first(leaf: Leaf, bad: Array) -> list[int]:
 
 def places(leaf: Leaf, bad: Array, limit: int) -> dict[str, Any]:
     """Rows (first dimension) and columns (last, of two or more) in which `bad` is True, at most `limit` of each."""
-    if leaf.locate is not None or bad.ndim == 0:
-        return {"rows": [], "columns": []}
-    rows = np.flatnonzero(bad.reshape(bad.shape[0], -1).any(axis=1))
-    columns = np.flatnonzero(bad.reshape(-1, bad.shape[-1]).any(axis=0)) if bad.ndim > 1 else rows[:0]
+    rows, columns = _places(leaf, bad)
     return {"rows": rows[:limit].tolist(), "columns": columns[:limit].tolist()}
+
+
+def _sizes(leaf: Leaf, bad: Array) -> dict[str, Any]:
+    rows, columns = _places(leaf, bad)
+    return {"row_count": len(rows), "column_count": len(columns)}
+
+
+def _places(leaf: Leaf, bad: Array) -> tuple[Array, Array]:
+    nowhere: Array = np.empty(0, dtype=np.int64)
+    if leaf.locate is not None or bad.ndim == 0:
+        return nowhere, nowhere
+    rows = np.flatnonzero(bad.reshape(bad.shape[0], -1).any(axis=1))
+    columns = np.flatnonzero(bad.reshape(-1, bad.shape[-1]).any(axis=0)) if bad.ndim > 1 else nowhere
+    return rows, columns

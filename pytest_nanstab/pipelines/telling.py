@@ -150,6 +150,7 @@ def _leaked(outcome: Outcome) -> dict[str, Any]:
         **facts(leak.leaf, leak.damage),
         "rows": leak.damage.rows,
         "columns": leak.damage.columns,
+        **leak.damage.unlisted,
         **({"field": leak.leaf.field} if leak.leaf.field else {}),
     }
 
