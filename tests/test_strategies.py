@@ -361,7 +361,7 @@ def test_words_of_how_a_batch_was_built():
         (torch.tensor([[1, 2, 3, 4]] * 2), "int64[2, 4]: values in [1, 4]; all rows equal"),
         (torch.tensor([1.0, math.nan, 2, 3]), "values in [1, 3]; 1 of 4 non-finite, the first at [1]"),
         (torch.tensor([[True, False]] * 2 + [[True, True]] * 2), "bool[4, 2]: all True; element [0, 1] set to False"),
-        ((np.zeros((0, 3)), "text"), "0 float64[0, 3]: empty"),
+        ((np.zeros((0, 3)), "text"), "[0] float64[0, 3]: empty"),
         ("text", "no tensors"),
         (torch.full((3,), math.nan), "float32[3]: all nan"),
         (torch.zeros(2, dtype=torch.bfloat16), "bfloat16[2]: all 0"),
@@ -594,4 +594,4 @@ def test_described_is_the_same_batch_with_words(data):
     described = data.draw(described_from_spec((WIDE,), sizes={"n": (1, 2)}))
     assert isinstance(described, Described)
     assert described.batch[0].shape[1] == 128
-    assert described.words.startswith("0 float32[")
+    assert described.words.startswith("[0] float32[")

@@ -844,7 +844,7 @@ Inf in the loss for a legal batch at 32x weights, born in exploding()
   phase     forward, seed 0, precision 32-true, cpu
   op        exp, float32[8, 1]: 8 of 8 values became inf, first at [0, 0]
             largest finite input 128, exp overflows float32 above 88.72
-  data      0 float32[8, 4]: all 2; 1 float32[8, 1]: all 1
+  data      [0] float32[8, 4]: all 2; [1] float32[8, 1]: all 1
   rows      0, 1, 2, 3, 4, 5, 6, 7
   chain     exp (inf) -> sub -> abs -> mean -> loss
   cause     exp of a large number overflows

@@ -128,7 +128,12 @@ def _constant(leaf: Any) -> Any:
 
 
 def _words(field: Field, leaf: Any, made: Made) -> str:
-    return f"{field.name} {field.spec.dtype}{list(leaf.shape)}: {made.words}"
+    return f"{_shown(field.name)} {field.spec.dtype}{list(leaf.shape)}: {made.words}"
+
+
+def _shown(name: str) -> str:
+    """A field's name; the place in a tuple is no number among the others."""
+    return f"[{name}]" if name.isdecimal() else name
 
 
 # --- words for any batch
@@ -145,7 +150,7 @@ def describe(batch: Any) -> str:
     found = []
     for path, leaf in trees.leaves(batch):
         if isinstance(leaf, (torch.Tensor, np.ndarray)):
-            name = f"{trees.dotted(path)} " if path else ""
+            name = f"{_shown(trees.dotted(path))} " if path else ""
             found.append(f"{name}{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}: {_seen(leaf)}")
     return "; ".join(found) or "no tensors"
 
