@@ -29,7 +29,7 @@ from pytest_nanstab.attribution.purity import verdict_on_call
 from pytest_nanstab.attribution.source import RUNNER, is_user_file
 from pytest_nanstab.attribution.tracing import LocalTrace, optimizers_of
 from pytest_nanstab.findings import Finding
-from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching import measure, torch_private, verdicts
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.pending import leaves_of
 
@@ -315,8 +315,7 @@ def _expression(dotted: str) -> Any:
 
 def advised(finding: Finding) -> Finding:
     """The finding with the command that shows its operation, where one would."""
-    # The cause of what came in only tells that it did; a rerun sees the way.
-    arrived = finding.kind == "nonfinite-input" and "made at" not in finding.evidence
+    arrived = finding.cause == verdicts.ARRIVED  # only that it did: a rerun sees the way
     if finding.op is not None or (finding.cause is not None and not arrived):
         return finding
     command, more = _traced(finding), {}

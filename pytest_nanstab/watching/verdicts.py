@@ -53,6 +53,9 @@ def loss(pending: PendingLoss, module: str | None, **extra: Any) -> Finding:
     )
 
 
+ARRIVED = "it was there before the model was called: in the batch, or made on its way to the model"
+
+
 def input_of_step(pending: PendingLoss, name: str, field: str, facts: dict[str, Any], spot: Spot) -> Finding:
     """The data of a training step held NaN or Inf before the model touched it."""
     step, batch = pending.step, pending.batch if pending.batch is not None else pending.backwards
@@ -64,7 +67,7 @@ def input_of_step(pending: PendingLoss, name: str, field: str, facts: dict[str, 
         module=name,
         source=shown(spot),
         evidence={"batch": batch, "tensor": field, "field": field, **facts},
-        cause="it was there before the model was called: in the batch, or made on its way to the model",
+        cause=ARRIVED,
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )
 
