@@ -145,6 +145,9 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
         known = Known(region.names, trace.batch_size, explosion_in(region.run, Growth()), optimizers_of(region))
         told = retold(finding, origin_of(made), known)
         told = _of_another_draw(told) if drew() else told
+    if finding.kind == "nonfinite-input" and told.evidence.get("chain"):
+        # What is repeated goes on from the input, to what it has spoiled.
+        told = replace(told, evidence={**told.evidence, "chain": [*told.evidence["chain"][:-1], way.end]})
     if told.op is None and told.phase != "data" and told.kind == finding.kind:
         return None
     return told
@@ -173,11 +176,13 @@ class _Way:
         run: the repetition.
         values: what it is given.
         owners: the objects whose attributes it may change.
+        end: what it computes.
     """
 
     run: Callable[[LocalTrace], Made | None]
     values: Sequence[Any]
     owners: Sequence[Any] = ()
+    end: str = "loss"
 
 
 def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
@@ -197,7 +202,7 @@ def _ways(finding: Finding, hint: Hint, region: Region) -> Iterator[_Way]:
     if call is not None:
         verdict = verdict_on_call(call[0])
         if verdict.pure:
-            yield _Way(_of_call(call, leaves), [*call[1], *call[2].values()], verdict.owners)
+            yield _Way(_of_call(call, leaves), [*call[1], *call[2].values()], verdict.owners, "output")
 
 
 def _slices(hint: Hint) -> Iterator[slices.Slice]:
