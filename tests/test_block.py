@@ -354,15 +354,19 @@ def test_undecodable_source_is_no_failure(tmp_path):
 
 
 def test_excerpt_lines_fit():
-    """Source lines are cut at the width and shed the indentation they share beyond one level."""
-    lines = [" " * 20 + "if x:", " " * 24 + "y = " + "z" * 100, ""]
+    """Source lines shed the indentation they share beyond one level and are cut at the width; the one in question is
+    told in full, on lines of its own, but for a word that is longer than a line."""
+    lines = [" " * 20 + "if x:" + " # words" * 20, " " * 24 + "y = " + "f(a) + " * 10 + "z" * 100, ""]
     block = render([bare(evidence={"excerpt": {"file": "m.py", "first": 9, "guilty": 10, "lines": lines}})])
     shown = block.split("\n")[3:]
-    assert shown[0] == "       9 |     if x:"
-    assert shown[1].startswith("    > 10 |         y = zzz")
-    assert shown[1].endswith("z…")
-    assert len(shown[1]) == 80
-    assert shown[2] == "      11 |"
+    assert shown[0].startswith("       9 |     if x: # words")
+    assert shown[0].endswith("…")
+    assert shown[1] == "    > 10 |         y = f(a) + f(a) + f(a) + f(a) + f(a) + f(a) + f(a) + f(a)"
+    assert shown[2] == "         |             + f(a) + f(a) +"
+    assert shown[3].startswith("         |             zzz")
+    assert shown[3].endswith("z…")
+    assert max(map(len, shown)) == 80
+    assert shown[4] == "      11 |"
 
 
 @pytest.mark.parametrize(

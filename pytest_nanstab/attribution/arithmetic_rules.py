@@ -113,7 +113,7 @@ ARITHMETIC: tuple[Rule, ...] = (
         "forward",
         lambda c: c.is_zero(1) and is_sum(c),
         "the divisor is a sum that is 0: its weights add up to 0, or a mask leaves none",
-        "add a small eps to the divisor, or leave such rows out",
+        "add a small eps to the divisor (keep it at 1 or more where it counts), or leave such rows out",
         IEEE,
     ),
     rule(

@@ -155,7 +155,8 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
 
 def _of_another_draw(finding: Finding) -> Finding:
     """Without the numbers that belong to the repetition only: it has drawn other random numbers than the run."""
-    evidence = {key: value for key, value in finding.evidence.items() if key not in ("rows", "first_index")}
+    own = ("rows", "row_count", "first_index")
+    evidence = {key: value for key, value in finding.evidence.items() if key not in own}
     note = "counts and ranges are those of a repetition, which drew other random numbers than the run"
     command = _traced(finding)
     more = {"note": f"{note}; a rerun has those of the run:", "trace": command} if command else {"note": note}

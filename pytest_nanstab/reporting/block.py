@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
 
 _CONTEXT = 2
+_CONTINUED, _LINES_IN_FULL = "    ", 4
 _KEY_WIDTH = (8, 16)
 _FURTHER = 10
 _ALSO = "also: "
@@ -112,9 +113,23 @@ def _excerpt(finding: Finding, width: int) -> list[str]:
     digits = len(str(max(numbered)))
     lines = [f"    {text.escape(path)}"]
     for number, code in zip(numbered, _dedent(list(numbered.values())), strict=True):
-        marker = ">" if number == guilty else " "
-        lines.append(text.cut(f"    {marker} {number:>{digits}} | {code}".rstrip(), width))
+        if number == guilty:
+            lines += _in_full(f"    > {number:>{digits}} | ", code.rstrip(), width)
+        else:
+            lines.append(text.cut(f"      {number:>{digits}} | {code}".rstrip(), width))
     return lines
+
+
+def _in_full(before: str, code: str, width: int) -> list[str]:
+    """The line in question, on several lines where it is long: what went wrong may stand at its end."""
+    bare = code.lstrip(" ")
+    indent = " " * (len(code) - len(bare))
+    if text.columns(before + code) <= width:
+        return [before + code]
+    parts = text.wrap(bare, width - len(before) - len(indent) - len(_CONTINUED))
+    beside = f"{' ' * (len(before) - 2)}| {indent}{_CONTINUED}"
+    lines = [before + indent + parts[0], *(beside + part for part in parts[1:_LINES_IN_FULL])]
+    return [text.cut(line, width) for line in lines]
 
 
 def _given_excerpt(given: Any) -> tuple[str, dict[int, str], int] | None:

@@ -78,7 +78,8 @@ def steps_of(record: Record) -> int:
 
 def never_used_torch(record: Record) -> bool:
     """Whether a watched test ran without touching torch, so that nothing about it was judged."""
-    return record["mode"] != "explicit" and record["outcome"] != "skipped" and not record.get("used_torch")
+    judged = record["mode"] == "explicit" or record.get("used_torch") or record["findings"]
+    return record["outcome"] != "skipped" and not judged
 
 
 # --- the environment

@@ -45,7 +45,7 @@ class NearMisses:
 
 def _line(site: Site, seen: Seen) -> str:
     if seen.bits <= 0:
-        how = "reached its edge, and the result was not used or was masked"
+        how = "reached its edge without harm: nothing bad came of it, or nothing used that"
     else:
         how = f"came within {seen.distance:.3g}, {seen.bits:.0f} bits {site.edge}"
     return f"near miss: {site.op} at {shown(site.spot)} {how}"

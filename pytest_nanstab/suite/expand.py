@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -156,8 +157,25 @@ def run_item(
     pyfuncitem.stash[RECORD] = record
     from pytest_nanstab.suite.checks import execute  # imports torch
 
-    execute(ItemRequest(pyfuncitem, spec, case, limits, device, record, fail_grade, explain))
+    try:
+        execute(ItemRequest(pyfuncitem, spec, case, limits, device, record, fail_grade, explain))
+    except (TypeError, ValueError) as error:
+        from pytest_nanstab.attribution.source import spot_of_error
+
+        if spot_of_error(error) is not None:
+            raise
+        _refuse(pyfuncitem, error)
     return True
+
+
+def _refuse(item: pytest.Function, error: Exception) -> NoReturn:
+    """The message and the factory's line: no code of the user's was running, and all frames are ours."""
+    from pytest_nanstab.attribution.source import place
+
+    code = inspect.unwrap(item.function).__code__
+    where = place(code.co_filename, code.co_firstlineno)
+    # This frame is not hidden, for pytest would say that all are; it shows none of a failure without traceback.
+    raise pytest.fail.Exception(f"{error}\n\n{where}: {type(error).__name__}", pytrace=False) from None
 
 
 def refuse_unexpanded(item: pytest.Item) -> None:
