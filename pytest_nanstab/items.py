@@ -19,6 +19,7 @@ import pytest
 from pytest_nanstab.arrival import Arrival, torch_is_here
 from pytest_nanstab.errors import StabilityError
 from pytest_nanstab.ranks.place import command
+from pytest_nanstab.references import refers_to_torch
 from pytest_nanstab.settings import ItemSettings
 from pytest_nanstab.uncounted import uncounted
 
@@ -215,7 +216,7 @@ class ItemWatch:
             "parity": None,
             "findings": [finding.as_dict() for finding in self.findings],
             "notes": [] if run is None or self.mode != "explicit" else list(run.notes),
-            "used_torch": region is not None and region.used,
+            "used_torch": (region is not None and region.used) or refers_to_torch(getattr(self._item, "obj", None)),
         }
 
 

@@ -85,7 +85,7 @@ def test_nothing_to_tell():
     """No tests, and tests without any measurement."""
     assert "no test was checked or watched" in page_of().text
     text = page_of({"id": "t.py::test_a", "mode": "watched", "outcome": "passed"}, environment={}).text
-    assert "1 test ran no model" in text
+    assert "1 test never used torch" in text
 
 
 def test_a_failure_without_a_finding_is_listed():

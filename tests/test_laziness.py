@@ -66,7 +66,7 @@ def test_a_session_without_torch_stays_without(pytester, monkeypatch, arguments,
     assert ran.result.parseoutcomes() == {"passed": 4, "failed": 1}
     assert loaded_in(pytester.path) == dict.fromkeys(processes, NOTHING)
     if "--nanstab" in arguments:
-        assert "0 tests watched, 0 optimizer steps; 5 tests ran no model" in ran.lines
+        assert "0 tests watched, 0 optimizer steps; 5 tests never used torch" in ran.lines
         report = json.loads((pytester.path / "r.json").read_text())
         assert report["environment"]["devices"] == []
         assert report["summary"]["never_used_torch"] == 5
@@ -116,7 +116,7 @@ def test_torch_imported_by_the_test_itself(pytester, monkeypatch):
         "test_imports_torch": "failed",
         "test_healthy": "passed",
     }
-    assert "2 tests watched, 6 optimizer steps, 1 failed; 1 test ran no model" in ran.lines
+    assert "2 tests watched, 6 optimizer steps, 1 failed; 1 test never used torch" in ran.lines
     assert "FAILED test_it.py::test_imports_torch - NonFiniteError: NaN in the loss at st..." in ran.lines
     assert loaded_in(pytester.path) == {"main": "[[], ['torch', 'numpy']]"}
 

@@ -42,8 +42,8 @@ def test_checked(checked): pass
 """
     ran = run_inside(pytester, body, "--nanstab")
     assert ran.result.parseoutcomes() == {"passed": 2, "errors": 3}
-    assert "2 tests watched, 3 optimizer steps; 1 test ran no model" not in ran.text
-    assert "1 test watched, 3 optimizer steps; 1 test ran no model" in ran.lines
+    assert "2 tests watched, 3 optimizer steps; 1 test never used torch" not in ran.text
+    assert "1 test watched, 3 optimizer steps; 1 test never used torch" in ran.lines
     assert ran.block("ERROR at setup of test_checked", "test_it.py:") == (
         "________________________ ERROR at setup of test_checked ________________________\n"
         "\n"

@@ -58,7 +58,7 @@ def test_summary_of_the_design():
     for other in records[:212]:
         other["margins"] = [margin(9.0)]
     assert summary_lines(records, width=120) == [
-        "214 tests watched, 3210 optimizer steps, 1 failed, 1 xfailed; 6 tests ran no model",
+        "214 tests watched, 3210 optimizer steps, 1 failed, 1 xfailed; 6 tests never used torch",
         f"non-finite  {GPT}  step 3  blocks.2.attn  models/attention.py:31",
         "least headroom (2 of 214, --nanstab-headroom=0 for all)",
         "  margin  measured  limit    quantity    step  test",
@@ -79,7 +79,8 @@ def test_no_records_no_section():
         ([record(run={"steps": 1})], "1 test watched, 1 optimizer step"),
         ([record(mode="explicit"), record(mode="explicit", run=None)], "2 tests checked, 15 optimizer steps"),
         ([record(mode="explicit"), record(), record()], "1 test checked, 2 watched, 45 optimizer steps"),
-        ([record(used_torch=False, run=None)], "0 tests watched, 0 optimizer steps; 1 test ran no model"),
+        ([record(used_torch=False, run=None)], "0 tests watched, 0 optimizer steps; 1 test never used torch"),
+        ([record(used_torch=False, run=None, findings=[{}])], "1 test watched, 0 optimizer steps"),
         ([record(mode="explicit", used_torch=False, run=None)], "1 test checked, 0 optimizer steps"),
         ([record(mode="explicit", outcome="skipped", run=None)], "0 tests checked, 0 optimizer steps, 1 skipped"),
         ([record(outcome="skipped", run=None)], "0 tests watched, 0 optimizer steps"),

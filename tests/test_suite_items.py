@@ -531,6 +531,47 @@ def test_a_factory_must_return_a_setup(run):
     run.result.stdout.fnmatch_lines(["test_net must return a TrainingSetup, got None*", "", "test_it.py:*: TypeError"])
 
 
+def test_a_wrong_setup_is_told_in_a_sentence(run):
+    """Where no code of the user's was running, the factory's line stands in for a traceback of ours."""
+    run(
+        """
+@stability_suite(steps=2, checks=["finite_steps"])
+def test_net(): return setup_of(loss=lambda m, b: mse(m, b).item())
+
+@stability_suite(steps=4, checks=["finite_steps"])
+def test_stream(): return setup_of(batches=iter(data()))
+"""
+    )
+    lines = run.text.splitlines()
+    assert "All traceback entries are hidden" not in run.text
+    assert "Traceback" not in run.text
+    ran_out = "batches is a one-shot iterator and ran out after 3 batches; pass a list, a DataLoader or a function"
+    told = lines.index(ran_out)
+    assert lines[told + 1] == ""
+    assert lines[told + 2].startswith("test_it.py:")
+    assert lines[told + 2].endswith(": ValueError")
+    assert any(line.startswith("loss must return the loss as a scalar tensor, got ") for line in lines)
+
+
+def test_an_error_of_the_users_keeps_its_traceback(run):
+    """It is theirs to read."""
+    run(
+        """
+def lookup(batch): return {}["weights"]
+
+@stability_suite(steps=2, checks=["finite_steps"])
+def test_net(): return setup_of(loss=lambda m, b: mse(m, b) * int(lookup(b) or "x"))
+
+@stability_suite(steps=2, checks=["finite_steps"])
+def test_int(): return setup_of(loss=lambda m, b: mse(m, b) * int("x"))
+"""
+    )
+    assert "KeyError: 'weights'" in run.text
+    assert "invalid literal for int() with base 10: 'x'" in run.text
+    assert ">   def lookup(batch)" in run.text
+    assert ">   def test_int()" in run.text
+
+
 def test_a_factory_may_skip(run):
     """pytest.skip in the factory skips every item."""
     run("@stability_suite(steps=2)\ndef test_net():\n    pytest.skip('no data here')\n")

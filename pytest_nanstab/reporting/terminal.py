@@ -65,7 +65,7 @@ def counts(records: Sequence[Record]) -> str:
         text.plural(sum(map(steps_of, ran)), "optimizer step"),
         *_outcomes(records),
     ]
-    tail = f"; {text.plural(unused, 'test')} ran no model" if unused else ""
+    tail = f"; {text.plural(unused, 'test')} never used torch" if unused else ""
     return ", ".join(parts) + tail
 
 
