@@ -86,7 +86,8 @@ def test_report_mode_tells_what_it_found(pytester):
         "    test_it.py\n"
         "      11 |     for step in range(1, steps + 1):\n"
         "      12 |         optimizer.zero_grad()\n"
-        '    > 13 |         loss = model(torch.ones(4, 2)).pow(2).mean() * (float("nan")…\n'
+        "    > 13 |         loss = model(torch.ones(4, 2)).pow(2).mean() *\n"
+        '         |             (float("nan") if step == bad else scale)\n'
         "      14 |         loss.backward()\n"
         "      15 |         optimizer.step()\n"
         "\n"
