@@ -398,6 +398,30 @@ def test_product_or_norm(compute, words, wrong):
     check(compute, words, wrong)
 
 
+def slope(function: Callable[[Tensor], Tensor], at: float) -> Callable[[], Tensor]:
+    def gradient() -> Tensor:
+        x = torch.full((2,), at, requires_grad=True)
+        (found,) = torch.autograd.grad(function(x).sum(), x)
+        return found
+
+    return gradient
+
+
+@pytest.mark.parametrize(
+    ("compute", "words", "wrong"),
+    [
+        (lambda: torch.acosh(torch.tensor([0.99999994])), "below 1; clamp_min(1 + eps)", "[-1 + eps"),
+        (slope(torch.acosh, 1.0), "where two points coincide; clamp_min(1 + eps)", "[-1 + eps"),
+        (lambda: torch.acos(torch.tensor([1.0000001])), "clamp to [-1 + eps, 1 - eps]", "clamp_min"),
+        (slope(torch.acos, 1.0), "slope of acos; clamp to [-1 + eps, 1 - eps]", "clamp_min"),
+        (lambda: torch.atanh(torch.tensor([1.0])), "clamp to [-1 + eps, 1 - eps]", "clamp_min"),
+    ],
+)
+def test_inverse_functions(compute, words, wrong):
+    """Each is told the domain that it has."""
+    check(compute, words, wrong)
+
+
 # -- operands in words -------------------------------------------------------------------------------------------------
 
 

@@ -142,7 +142,23 @@ ARITHMETIC: tuple[Rule, ...] = (
     ),
     # --- inverse trigonometry
     rule(
-        "acos asin acosh atanh",
+        "acosh",
+        "forward",
+        lambda c: c.nan and c.kind == "born",
+        "acosh of a number below 1, often by rounding only, is NaN",
+        "clamp_min(1 + eps)",
+        IEEE,
+    ),
+    rule(
+        "acosh",
+        "backward",
+        always,
+        "the slope of acosh is infinite at 1, where two points coincide",
+        "clamp_min(1 + eps)",
+        IEEE,
+    ),
+    rule(
+        "acos asin atanh",
         ANY,
         lambda c: c.direction == "forward" and c.nan and c.kind == "born",
         "{case.op} of a number outside its domain, often by rounding only, is NaN",
@@ -150,7 +166,7 @@ ARITHMETIC: tuple[Rule, ...] = (
         pytorch(8069),
     ),
     rule(
-        "acos asin acosh atanh",
+        "acos asin atanh",
         "forward",
         lambda c: not c.nan,
         "{case.op} is infinite at the edge of its domain",
@@ -158,7 +174,7 @@ ARITHMETIC: tuple[Rule, ...] = (
         pytorch(8069),
     ),
     rule(
-        "acos asin acosh atanh",
+        "acos asin atanh",
         "backward",
         always,
         "the slope of {case.op} is infinite at the edge of its domain (1 or -1)",
