@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import pytest
 
@@ -22,6 +21,7 @@ from pytest_nanstab.ranks.place import command
 from pytest_nanstab.references import refers_to_torch
 from pytest_nanstab.settings import ItemSettings
 from pytest_nanstab.uncounted import uncounted
+from pytest_nanstab.watching.living import Living
 
 if TYPE_CHECKING:
     from pytest_nanstab.findings import Finding
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 WATCH: pytest.StashKey[ItemWatch] = pytest.StashKey()
 _SKIPS = (pytest.skip.Exception, unittest.SkipTest)
-_REGIONS: WeakSet[Region] = WeakSet()  # those opened here, in contrast to the users' own
+_REGIONS = Living[bool]()  # those opened here, in contrast to the users' own
 _INTERRUPTS = (KeyboardInterrupt, GeneratorExit, pytest.exit.Exception)
 
 
@@ -127,7 +127,7 @@ class ItemWatch:
 
         explicit = self.mode == "explicit"
         outer = _ACTIVE[-1] if _ACTIVE else None
-        if outer is not None and outer not in _REGIONS and self._is_covered_by(outer):
+        if outer is not None and not _REGIONS.get(outer) and self._is_covered_by(outer):
             self._users = outer
             return
         options = Options(
@@ -142,7 +142,7 @@ class ItemWatch:
             keeps_traceback=self.mode == "watched" and bool(self._item.config.getoption("usepdb", False)),
         )
         self._region = Region(options, {"again": again(self._item, explicit=explicit)})
-        _REGIONS.add(self._region)
+        _REGIONS[self._region] = True
         self._region.__enter__()
 
     def _is_covered_by(self, outer: Region) -> bool:

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -17,9 +16,10 @@ from pytest_nanstab.attribution import operations
 from pytest_nanstab.attribution.history import storage_key, storage_of
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.watching import torch_private
+from pytest_nanstab.watching.living import Living
 
 Spot = tuple[str, int]
-_KNOWN: WeakKeyDictionary[Optimizer, Spot] = WeakKeyDictionary()
+_KNOWN = Living[Spot]()
 # By the identity of their memory; a weak reference keeps that identity from being used again.
 _WRITTEN: dict[int, tuple[StorageWeakRef, Spot, Spot]] = {}  # by which line first, and by which last
 

@@ -290,7 +290,7 @@ def constructing(region: Region) -> Callable[[Any], Any]:
             if traced():
                 return
             record(self)
-            region.constructed.add(self)
+            region.constructed[self] = None
             if region.tracing is not None:
                 region.tracing.optimizer_made(self)
 

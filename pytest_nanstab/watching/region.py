@@ -14,7 +14,6 @@ from dataclasses import replace
 from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from pytest_nanstab.watching.counter_judge import CounterJudge
 from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
 from pytest_nanstab.watching.headroom import Headroom
+from pytest_nanstab.watching.living import Living
 from pytest_nanstab.watching.loss_judge import LossJudge
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.options import Options
@@ -96,7 +96,7 @@ class Region:
         self.tracing = plan.current()
         self.local_attempts = 0
         self.closure: Any = None  # what an optimizer calls to compute its loss, while that is judged
-        self.constructed: WeakSet[Optimizer] = WeakSet()
+        self.constructed = Living[None]()
         self._patches = Patches()
         self._rooted = False
         self.thread = threading.get_ident()

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from operator import is_
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ class StateJudge:
         norms[key] = _LetGo()
         if known is not None and known() is optimizer:
             return
-        self._let_go[key] = weakref.ref(optimizer, lambda _: norms.pop(key, None))
+        self._let_go[key] = weakref.ref(optimizer, partial(norms.pop, key))  # see `Living` for the callback
         self.judge(optimizer)
         self._region.names.unlearn(state.parameters_of(optimizer))
 
