@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 from pytest_nanstab import assert_finite
 from pytest_nanstab.strategies import TensorSpec, from_spec
 
-settings.register_profile("fixed", derandomize=True, database=None)
+# Inner sessions share this process: what another one has loaded is no parent of ours.
+settings.register_profile("fixed", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("fixed")
 """
 README_5 = f"""
@@ -54,7 +55,8 @@ def test_generated_batches(pytester):
 EXAMPLES = f"""
 {PRELUDE}
 from hypothesis import HealthCheck, settings
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("patient", settings.get_profile("fixed"), **slow)
 settings.load_profile("patient")
 
 def loss_of(x):
