@@ -16,14 +16,21 @@ def refers_to_torch(test: Any) -> bool:
     """Whether something of torch is named there: what a test without a model may still have computed with."""
     level, seen = [test], set[CodeType]()
     for _ in range(_DEPTH):
-        functions = [inspect.unwrap(getattr(value, "__func__", value)) for value in level if callable(value)]
-        fresh = [f for f in functions if isinstance(f, FunctionType) and f.__code__ not in seen]
+        fresh = [f for f in map(_unwrapped, level) if isinstance(f, FunctionType) and f.__code__ not in seen]
         seen.update(function.__code__ for function in fresh)
         named = [pair for function in fresh for pair in _named(function)]
         if any(name == "torch" or _is_of_torch(value) for name, value in named):
             return True
         level = [value for _, value in named if isinstance(value, FunctionType)]
     return False
+
+
+def _unwrapped(value: Any) -> Any:
+    value = getattr(value, "__func__", value)
+    try:
+        return inspect.unwrap(value)
+    except ValueError:  # it wraps itself
+        return value
 
 
 def _named(function: FunctionType) -> Iterator[tuple[str, Any]]:

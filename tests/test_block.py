@@ -369,6 +369,15 @@ def test_excerpt_lines_fit():
     assert shown[4] == "      11 |"
 
 
+def test_a_line_of_many_lines_is_cut_where_it_shows():
+    lines = ["total = " + " + ".join(f"value_{n}" for n in range(90))]
+    block = render([bare(evidence={"excerpt": {"file": "m.py", "first": 9, "guilty": 9, "lines": lines}})])
+    shown = block.split("\n")[3:]
+    assert len(shown) == 4
+    assert [line.endswith("…") for line in shown] == [False, False, False, True]
+    assert len(shown[3]) == 80
+
+
 @pytest.mark.parametrize(
     ("source", "place"),
     [("a/b.py:31", ("a/b.py", 31)), ("C:\\a.py:2", ("C:\\a.py", 2)), ("a.py", None), ("a.py:x", None), (None, None)],

@@ -268,3 +268,41 @@ def test_one(): return setup_with(eps=False)
     assert "gradient norm leapt" in ran.text
     assert "  step      6 of 12, backward" in ran.text
     assert "one batch is unlike all others" in ran.text
+
+
+@pytest.mark.parametrize("ending", ["raise OSError('gone')", "pytest.skip('gone')"])
+@pytest.mark.parametrize("check", ["finite_data", "finite_steps"])
+def test_a_factory_that_works_once_loses_no_finding(pytester, check, ending):
+    """Looking for the line calls it again; what it raises then is no outcome of the test."""
+    body = f"""
+{PIPELINE}
+calls = []
+
+@stability_suite(steps=4, checks=["{check}"])
+def test_net():
+    calls.append(1)
+    if len(calls) > 1: {ending}
+    return setup_of(listed())
+"""
+    ran = run_inside(pytester, body)
+    (outcome,) = ran.outcomes.values()
+    assert outcome == "failed"
+    assert "NonFiniteError: NaN in" in ran.text
+
+
+def test_the_bad_field_is_the_one_that_is_traced(pytester):
+    """Of a batch in which two fields are bad, each by its own line."""
+    body = f"""
+{PIPELINE}
+def roots(x): return (x - 9).sqrt()
+
+def pairs():
+    for batch in stream():
+        yield roots(batch) if batch.isnan().any() else batch.abs(), batch
+
+@stability_suite(steps=4, checks=["finite_data"])
+def test_net():
+    setup = setup_of(lambda: ((y, x) for x, y in pairs()))
+    return setup
+"""
+    assert is_told(run_inside(pytester, body).text)

@@ -65,6 +65,13 @@ def wrapped(*arguments):
     return arguments
 
 
+def in_a_circle():
+    return 1
+
+
+in_a_circle.__wrapped__ = in_a_circle
+
+
 class Test:
     def method(self):
         return torch.ones(1)
@@ -89,6 +96,7 @@ class Test:
         (wrapped, True),
         (Test().method, True),
         (Test().other, False),
+        (in_a_circle, False),
         (None, False),
         (len, False),
     ],

@@ -42,7 +42,7 @@ def deferred() -> Iterator[Known]:
         _DEFERRED.pop()
 
 
-def broken_off(error: Exception) -> str:
+def broken_off(error: BaseException) -> str:
     """Why the operation behind a finding is not known: looking for it met something of the user's that raised."""
     return f"looking for the operation ended in a {type(error).__name__}"
 

@@ -128,8 +128,9 @@ def _in_full(before: str, code: str, width: int) -> list[str]:
         return [before + code]
     parts = text.wrap(bare, width - len(before) - len(indent) - len(_CONTINUED))
     beside = f"{' ' * (len(before) - 2)}| {indent}{_CONTINUED}"
-    lines = [before + indent + parts[0], *(beside + part for part in parts[1:_LINES_IN_FULL])]
-    return [text.cut(line, width) for line in lines]
+    if len(parts) > _LINES_IN_FULL:
+        parts[_LINES_IN_FULL - 1 :] = [" ".join(parts[_LINES_IN_FULL - 1 :])]  # cut, and seen to be
+    return [text.cut((beside if index else before + indent) + part, width) for index, part in enumerate(parts)]
 
 
 def _given_excerpt(given: Any) -> tuple[str, dict[int, str], int] | None:

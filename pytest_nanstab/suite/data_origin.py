@@ -14,8 +14,9 @@ from pytest_nanstab.attribution.account import Known, retold
 from pytest_nanstab.attribution.origin import origin_of
 from pytest_nanstab.attribution.tracing import LocalTrace
 from pytest_nanstab.findings import Finding
+from pytest_nanstab.suite.batching import epoch
+from pytest_nanstab.suite.evaluate import eval_source
 from pytest_nanstab.suite.expand import ItemRequest
-from pytest_nanstab.suite.setup import TrainingSetup
 from pytest_nanstab.suite.state import seeded
 from pytest_nanstab.watching import measure
 from pytest_nanstab.watching.names import Names
@@ -30,7 +31,9 @@ def explained(request: ItemRequest, seed: int, finding: Finding) -> Finding:
     try:
         with seeded(seed):
             with trace:
-                walk = iter(_source(request.make_setup(), finding))
+                setup = request.make_setup()
+                on_evaluation = finding.evidence.get("split") == "eval_batches"
+                walk = epoch(eval_source(setup) if on_evaluation else setup.batches)
             batch = _batch(trace, walk, finding)
         made = None if batch is None else trace.behind(_bad_parts(batch, finding))
         if made is None or trace.failed is not None:
@@ -38,11 +41,6 @@ def explained(request: ItemRequest, seed: int, finding: Finding) -> Finding:
         return _told(finding, retold(replace(finding, kind="nonfinite-input"), origin_of(made), Known(names)))
     finally:
         trace.forget()
-
-
-def _source(setup: TrainingSetup, finding: Finding) -> Any:
-    source = setup.eval_batches if finding.evidence.get("split") == "eval_batches" else setup.batches
-    return source() if callable(source) and not hasattr(source, "__iter__") else source
 
 
 def _batch(trace: LocalTrace, walk: Iterator[Any], finding: Finding) -> Any:
@@ -58,7 +56,8 @@ def _batch(trace: LocalTrace, walk: Iterator[Any], finding: Finding) -> Any:
 def _bad_parts(batch: Any, finding: Finding) -> list[Tensor]:
     """The bad tensors of the field, or of the batch."""
     found = [(path, t) for path, t in measure.tensors_in(batch) if (seen := measure.extent(t)) and not seen.finite]
-    named = [tensor for path, tensor in found if path.lstrip(".") == finding.evidence.get("field")]
+    field = finding.evidence.get("field")
+    named = [tensor for path, tensor in found if path.replace("[", ".").replace("]", "").lstrip(".") == field]
     return named or [tensor for _, tensor in found]
 
 

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pytest_nanstab.attribution.plan import GIVEN_UP, patience, traced
+import pytest
+
+from pytest_nanstab.attribution.plan import GIVEN_UP, broken_off, patience, traced
 from pytest_nanstab.attribution.tracing import AbandonedError, Tracing
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.ranks.place import is_one_of_several
@@ -25,11 +27,18 @@ def explained(request: ItemRequest, seed: int, failing: Sequence[Finding]) -> li
     """The findings of an item, the first of them with its origin where a repetition shows it."""
     if not failing or request.explain == "off" or not failing[0].is_nonfinite or failing[0].op is not None:
         return list(failing)
-    first = failing[0]
+    first, *others = failing
+    try:
+        return [_explained(request, seed, first), *others]
+    except (Exception, pytest.skip.Exception) as error:  # noqa: BLE001 - the factory and its data, run once more
+        return [replace(first, evidence={"note": broken_off(error), **first.evidence}), *others]
+
+
+def _explained(request: ItemRequest, seed: int, finding: Finding) -> Finding:
     if request.case.check == "finite_data":
-        return [*([first] if is_one_of_several() else [data_origin.explained(request, seed, first)]), *failing[1:]]
+        return finding if is_one_of_several() else data_origin.explained(request, seed, finding)
     repeat = _repetition(request, seed)
-    return list(failing) if repeat is None else [_told(first, repeat, *_steps(request, seed, first)), *failing[1:]]
+    return finding if repeat is None else _told(finding, repeat, *_steps(request, seed, finding))
 
 
 Repeat = Callable[[], Sequence[Finding]]
