@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["pytester"]
 
@@ -13,6 +14,11 @@ for name in ("CI", "BUILD_NUMBER"):
 
 # Inner test files are rewritten within a second: cached byte code of the same size would pass for the new file.
 sys.dont_write_bytecode = True
+
+# An example of an inner session in this process may wait for a collection of everything that is alive here, and older
+# versions of Hypothesis count that against its deadline. Tests about deadlines state their own.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 # Each adds a line to the header, an ini key or a warning: inner sessions load those they are about, with -p.
 NEIGHBOURS = ("asyncio", "benchmark", "pytest_cov", "pytest_torch", "rerunfailures", "timeout")

@@ -12,7 +12,7 @@ from pytest_nanstab import assert_finite
 from pytest_nanstab.strategies import TensorSpec, from_spec
 
 # Inner sessions share this process: what another one has loaded is no parent of ours.
-settings.register_profile("fixed", settings.get_profile("default"), derandomize=True, database=None)
+settings.register_profile("fixed", settings.get_profile("unhurried"), derandomize=True, database=None)
 settings.load_profile("fixed")
 """
 README_5 = f"""
