@@ -18,10 +18,15 @@ sys.dont_write_bytecode = True
 # An example of an inner session in this process may wait for a collection of everything that is alive here, and older
 # versions of Hypothesis count that against its deadline. Tests about deadlines state their own.
 settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 # Each adds a line to the header, an ini key or a warning: inner sessions load those they are about, with -p.
 NEIGHBOURS = ("asyncio", "benchmark", "pytest_cov", "pytest_torch", "rerunfailures", "timeout")
+
+
+@pytest.fixture(autouse=True)
+def _own_profile():
+    """What an inner session has loaded stays loaded in this process."""
+    settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from plugin_runs import again, kinds_in, run_inside
 PROFILES = """
 from hypothesis import HealthCheck, settings
 settings.register_profile("ci", derandomize=True, max_examples=10, print_blob=False)
-settings.register_profile("dev", max_examples=5, deadline=200)
-settings.register_profile("strict", max_examples=10, deadline=100, suppress_health_check=[])
+settings.register_profile("dev", max_examples=5, deadline=2000)
+settings.register_profile("strict", max_examples=10, deadline=1000, suppress_health_check=[])
 """
 
 
