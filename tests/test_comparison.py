@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -43,6 +44,29 @@ def test_culprits_are_marked(name):
 def test_the_page_has_a_row_of_every_program():
     page = (REPOSITORY / "docs" / "comparison.md").read_text("utf-8")
     assert not [make.__doc__ for make in defects.DEFECTS.values() if f"| {make.__doc__.rstrip('.')} |" not in page]
+
+
+def rows_of(page, *, cells):
+    """The rows of a page's tables by their first cell without its markup, the first of each; some cells of them."""
+    rows = {}
+    for line in (REPOSITORY / "docs" / page).read_text("utf-8").splitlines():
+        if line.startswith("| "):
+            first, *others = [cell.strip() for cell in line.strip("| ").split(" | ")]
+            rows.setdefault(re.sub("[`*]", "", first), others[cells])
+    return rows
+
+
+def test_the_page_has_the_costs_that_were_measured():
+    """Adam and SGD of the tiny MLP, as the page about costs has them."""
+    measured, shown = rows_of("explanation/cost.md", cells=slice(0, 2)), rows_of("comparison.md", cells=slice(-1, None))
+    for row, source in {
+        "torch.autograd.detect_anomaly": "torch's detect_anomaly",
+        "isfinite on every gradient, by hand": "isfinite on every gradient, by hand",
+        "transformers' DebugUnderflowOverflow": "transformers' DebugUnderflowOverflow",
+        "--nanstab on an ordinary test": "--nanstab on an ordinary test",
+        "a marked test": "marked test, gradients judged at every step",
+    }.items():
+        assert shown[row] == [" / ".join(measured[source])], row
 
 
 def test_marks():
