@@ -168,14 +168,58 @@ def test_what_is_made_from_the_code_is_up_to_date(monkeypatch: pytest.MonkeyPatc
     assert not stale, "run: python docs/refresh.py"
 
 
+def prose_of(path: Path) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors_of(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and Sphinx make them."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_anchors():
+    anchors = anchors_of(REPOSITORY / "docs" / "culprits" / "unsafe-formulas.md")
+    assert {"forward-attention-scores-without-1sqrtd", "backward-torchwhere-does-not-protect"} <= anchors
+
+
 def test_links_between_pages_lead_somewhere():
     """What Sphinx checks too, where it is installed; here also README, CONTRIBUTING and their anchors."""
     files = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").rglob("*.md")]
     for path in (path for path in files if "_build" not in path.parts):
-        text = re.sub(r"^ *```.*?^ *```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        text = prose_of(path)
         assert "[](" not in text, f"{path.name}: a link without words is seen by Sphinx alone"
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-            assert "://" in target or (path.parent / target).exists(), f"{path.name}: {target}"
+        for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+            if "://" in target:
+                continue
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors_of(page), f"{path.name}: {target}#{anchor}"
+
+
+CULPRITS = [path for path in sorted((REPOSITORY / "docs" / "culprits").glob("*.md")) if path.stem != "index"]
+
+
+@pytest.mark.parametrize("path", CULPRITS, ids=lambda path: path.stem)
+def test_a_culprit_has_symptom_finding_cause_and_fix(path: Path):
+    """The first two may stand at the page's head, where its sections share them."""
+    head, *sections = re.split(r"^## ", path.read_text("utf-8"), flags=re.MULTILINE)
+    assert "**Symptom.**" in head
+    assert re.search(r"\*\*Findings?\.\*\*", head)
+    for section in (text for text in sections if 'part="failure"' in text):
+        missing = [label for label in ("**Cause.**", "**Fix.**") if label not in section]
+        assert not missing, section.splitlines()[0]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_a_page_stands_in_its_index(path: Path):
+    """In the toctree, without which Sphinx hides it, and in the table or list of the same index."""
+    if path.stem == "index" or "_build" in path.parts:
+        return
+    index = (path.parent / "index.md").read_text("utf-8")
+    assert re.search(rf"^{path.stem}$", index, re.MULTILINE)
+    assert f"({path.name})" in index
 
 
 @pytest.mark.slow
