@@ -20,6 +20,7 @@ from pytest_nanstab.findings import Finding, Kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_nanstab.attribution.places import Spot
     from pytest_nanstab.watching.names import Names
 
 _OUT_OF = re.compile(r", out of [^,]+$")
@@ -27,6 +28,18 @@ _OUT_OF = re.compile(r", out of [^,]+$")
 _REPLACED = ("tensor", "value", "dtype", "shape", "count", "of", "nan", "inf", "negative_inf", "first_index", "range")
 _OF_PLACES = ("range", "columns", "column_count", "row_count")  # of a result; the data's own are told apart
 _CHAIN_ENDS = 7
+# numpy's words for what it met (numpy.seterr), in ours, and what to do.
+_NUMPY = {
+    "invalid value": (
+        "an invalid value (0 / 0, inf - inf, a root or logarithm of a negative number)",
+        "guard that line: where a divisor or spread is 0 divide by 1, clamp what goes into a root or a logarithm",
+    ),
+    "divide by zero": (
+        "a division by zero or the logarithm of 0",
+        "guard that line: a floor under the divisor or argument",
+    ),
+    "overflow": ("an overflow", "compute that line in float64, or scale what goes into it"),
+}
 _OF_DATA = ("nonfinite-loss", "nonfinite-input", "nonfinite-output")
 _SINKS = {
     "nonfinite-loss": "loss",
@@ -244,11 +257,30 @@ def _from_numbers(finding: Finding, origin: Origin) -> Finding:
     facts = {**guilty.bad.facts, **_rows(guilty.bad)}
     first = shown(line_of(guilty))
     if finding.kind == "nonfinite-input":
-        made = {"made at": first} if first is not None and first != finding.source else {}
-        return replace(finding, source=finding.source or first, evidence={**finding.evidence, **made})
-    used = line_of(origin.path[1]) if len(origin.path) > 1 else None
-    told = _data(finding, origin, name="numbers from Python or numpy", facts=facts, source=shown(used) or first)
-    return replace(told, evidence={**told.evidence, "made at": first}) if first != told.source else told
+        told = replace(finding, source=finding.source or first)
+    else:
+        used = line_of(origin.path[1]) if len(origin.path) > 1 else None
+        told = _data(finding, origin, name="numbers from Python or numpy", facts=facts, source=shown(used) or first)
+    if first is not None and first != told.source:
+        told = replace(told, evidence={**told.evidence, "converted at": first})
+    return _by_numpy(told, guilty.bad.before)
+
+
+def _by_numpy(finding: Finding, complaints: Sequence[tuple[str, Spot]]) -> Finding:
+    """What numpy complained of is where the values were made, if it did so at one line."""
+    if not complaints:
+        return finding
+    told = [f"{word} at {shown(spot)}" for word, spot in complaints[:3]]
+    if len(complaints) > 1:
+        return replace(finding, evidence={**finding.evidence, "numpy": told})
+    word, spot = complaints[0]
+    return replace(
+        finding,
+        source=shown(spot),
+        evidence={**finding.evidence, "used at": finding.source, "numpy": told},
+        cause=f"numpy met {_NUMPY[word][0]} there, before the values became a tensor",
+        remedy=_NUMPY[word][1],
+    )
 
 
 def _data(finding: Finding, origin: Origin, *, name: str, facts: dict[str, Any], source: str | None) -> Finding:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pytest_nanstab.attribution.places import NOWHERE, Place
+from pytest_nanstab.attribution.places import NOWHERE, Place, Spot
 
 # How a bad value came about. "born": from finite operands. "turned": a NaN out of infinities. "carried": it was in an
 # operand already. "outside": it was in a tensor that no traced operation made.
@@ -32,6 +32,13 @@ _FUSED, _SCORES = "scaled_dot_product", 1e2
 _LARGE = {"float16": 60.0, "bfloat16": 1e17, "float32": 1e17, "float64": 1e150}
 # Records of finite values are cut off from their operands after so many steps: history must not grow for ever.
 _KEPT_STEPS = 2
+# More origins than this are not told apart.
+_MOST_ROOTS = 64
+_MOST_PARTS = 16
+
+
+# Records, each with a mask over the whole memory that says where its bad values stand.
+Parts = tuple[tuple["Made", Tensor], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class Bad:
         name: of "outside", what the user's code calls it.
         rows: the first indices of the bad values.
         called: the torch function that the user's line calls, where it has another name than the operation.
+        before: of numbers from outside torch, what numpy complained of before, and at which lines.
+        roots: which records the causes go back to, by their identity.
     """
 
     kind: Kind
@@ -90,6 +99,12 @@ class Bad:
     name: str | None = None
     rows: tuple[int, ...] = ()
     called: str | None = None
+    before: tuple[tuple[str, Spot], ...] = ()
+    roots: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        roots: frozenset[int] = frozenset().union(*(made.roots for made in self.causes))
+        self.roots = roots if len(roots) <= _MOST_ROOTS else frozenset({0})
 
 
 @dataclass(slots=True, eq=False)
@@ -124,6 +139,12 @@ class Made:
     node: str | None = None
     by: Any = None
     bad: Bad | None = None
+
+    @property
+    def roots(self) -> frozenset[int]:
+        """The records that its bad values go back to, by their identity."""
+        known = frozenset() if self.bad is None else self.bad.roots
+        return known if known and self.bad is not None and self.bad.kind != "born" else known | {id(self)}
 
     @property
     def bad_nan(self) -> bool:
@@ -166,18 +187,34 @@ class Made:
 class Ledger:
     """Which record stands behind which memory.
 
-    Memory is known by the identity of its storage; a weak reference keeps that identity from being used again.
+    Memory is known by the identity of its storage; a weak reference keeps that identity from being used again. Where
+    the bad values in it have several origins, each has a record and a mask over the whole memory.
     """
 
     _made: dict[int, tuple[StorageWeakRef, Made]] = field(default_factory=dict)
+    _parts: dict[int, Parts] = field(default_factory=dict)
     _steps: deque[list[Made]] = field(default_factory=deque)
     _limit: int = 20_000
 
     def of(self, tensor: Tensor) -> Made | None:
-        """The record of what last wrote to the tensor's memory."""
+        """The record of what last wrote to the tensor's memory, or of the only origin its bad values have."""
+        parts = self.parts(tensor) if self._parts else []
+        return parts[0][0] if len(parts) == 1 else self.whole(tensor)[0]
+
+    def whole(self, tensor: Tensor) -> tuple[Made | None, Parts]:
+        """The record of what last wrote to the tensor's memory, and the parts of that memory."""
         key = storage_key(tensor)
         entry = None if key is None else self._made.get(key)
-        return None if entry is None else entry[1]
+        return (None, ()) if entry is None or key is None else (entry[1], self._parts.get(key, ()))
+
+    def parts(self, tensor: Tensor) -> list[tuple[Made, Tensor]]:
+        """The records behind a tensor whose bad values have several origins, each with where; else nothing."""
+        found = []
+        for made, mask in self.whole(tensor)[1]:
+            where = _view_like(mask, tensor)
+            if where is not None and bool(where.any()):
+                found.append((made, where))
+        return found
 
     def note(self, tensor: Tensor, made: Made) -> None:
         """`made` has written to the tensor's memory."""
@@ -186,10 +223,28 @@ class Ledger:
             return
         known = self._made.get(key)
         self._made[key] = (_weak(tensor) if known is None else known[0], made)
+        self._parts.pop(key, None)
         if self._steps:
             self._steps[-1].append(made)
         if len(self._made) > self._limit:
             self._sweep()
+
+    def divide(self, tensor: Tensor, parts: Sequence[tuple[Made, Tensor]], around: Parts = ()) -> None:
+        """The bad values of a tensor have several origins; `around` are those of the memory it is a part of."""
+        key = storage_key(tensor)
+        if key is None or key not in self._made:
+            return
+        masks: dict[frozenset[int], tuple[Made, Tensor]] = {}
+        for made, mask in around:
+            kept = mask.clone()
+            _view(kept, tensor).fill_(False)
+            masks.setdefault(made.roots, (made, torch.zeros_like(kept)))[1].logical_or_(kept)
+        for made, where in parts:
+            mask = torch.zeros(len(memory_of(tensor)), dtype=torch.bool, device=tensor.device)
+            _view(mask, tensor).copy_(where)
+            masks.setdefault(made.roots, (made, torch.zeros_like(mask)))[1].logical_or_(mask)
+        if len(masks) <= _MOST_PARTS:
+            self._parts[key] = tuple(masks.values())
 
     def new_step(self) -> None:
         """A training step begins: let go of what finite values of earlier steps were computed from."""
@@ -203,11 +258,30 @@ class Ledger:
     def clear(self) -> None:
         """Forget everything."""
         self._made.clear()
+        self._parts.clear()
         self._steps.clear()
 
     def _sweep(self) -> None:
         self._made = {key: entry for key, entry in self._made.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
+        self._parts = {key: parts for key, parts in self._parts.items() if key in self._made}
         self._limit = max(20_000, 2 * len(self._made))
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """All the memory that a strided tensor lives in, as one row."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((size,), (1,), 0)
+
+
+def _view(mask: Tensor, tensor: Tensor) -> Tensor:
+    return mask.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _view_like(mask: Tensor, tensor: Tensor) -> Tensor | None:
+    """The part of a mask over a memory that a tensor shows; None where it reads the memory as another dtype."""
+    if tensor.layout is not torch.strided:
+        return None
+    return _view(mask, tensor) if len(mask) == len(memory_of(tensor)) else None
 
 
 def _weak(tensor: Tensor) -> StorageWeakRef:

@@ -6,53 +6,35 @@ done under `no_grad`, inside modules and outside. Results are looked at one by o
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_nanstab.attribution import looking, operations
-from pytest_nanstab.attribution.history import Bad, Kind, Ledger, Made, distinct
+from pytest_nanstab.attribution.calls import (
+    Call,
+    distinct_tensors,
+    elements_of,
+    is_sentinel,
+    states_infinity,
+    why,
+    written_by,
+)
+from pytest_nanstab.attribution.history import Bad, Kind, Ledger, Made, Operand, Parts, distinct, memory_of
+from pytest_nanstab.attribution.numpy_errors import NumpyErrors
 from pytest_nanstab.attribution.operations import Operation
+from pytest_nanstab.attribution.parts import Share, Source, bad_values, can_tell, shares_of
 from pytest_nanstab.attribution.places import Place, called_at, place_of_call
 from pytest_nanstab.attribution.variables import name_of
-from pytest_nanstab.ranks.sharding import any_sharded, is_sharded
+from pytest_nanstab.ranks.sharding import is_sharded
 from pytest_nanstab.watching import torch_private
 
 _BORN = 64
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One operation as it was called, or one element of an operation on lists.
-
-    `before` holds what was in the arguments it writes to: whether that was bad, and a copy of it.
-    """
-
-    func: Any
-    about: Operation
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    before: dict[int, tuple[bool, Tensor]]
-    inputs: list[Tensor]
-    behind: list[Made | None]
-
-    def value(self, index: int) -> Tensor:
-        """An input as it was before the call."""
-        kept = self.before.get(id(self.inputs[index]))
-        return self.inputs[index] if kept is None else kept[1]
-
-    def was_bad(self, index: int) -> bool:
-        """Whether an input was bad before the call."""
-        kept = self.before.get(id(self.inputs[index]))
-        return looking.is_bad(self.inputs[index]) if kept is None else kept[0]
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,6 +45,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         modules: the modules whose forward is running, the innermost last.
         optimizer: the optimizer whose step is running.
         failed: what went wrong in here, if anything did: it then traces no more.
+        numpy: what numpy complained of.
         born: the last records of bad results of good operands that the program did not mean to be so.
     """
 
@@ -73,6 +56,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.optimizer: Any = None
         self.failed: str | None = None
         self.ledger = Ledger()
+        self.numpy = NumpyErrors()
         self.born: deque[Made] = deque(maxlen=_BORN)
         self._count = 0
         self._forward: dict[int, Made] = {}
@@ -89,7 +73,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def next_step(self, step: int) -> None:
         """Operations belong to another training step from now on."""
         if step != self.step:
-            self.step = step
+            self.step = self.numpy.step = step
             self.ledger.new_step()
             self._forward = {key: made for key, made in self._forward.items() if made.step >= step - 1}
 
@@ -120,53 +104,53 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.failed = f"{type(error).__name__}: {error}"
         return result
 
-    def _call(self, func: Any, about: Operation, args: Any, kwargs: Any) -> _Call:
-        written = {id(tensor): tensor for tensor in looking.tensors_of(_written(about, args, kwargs))}
+    def _call(self, func: Any, about: Operation, args: Any, kwargs: Any) -> Call:
+        written = {id(tensor): tensor for tensor in looking.tensors_of(written_by(about, args, kwargs))}
         before: dict[int, tuple[bool, Tensor]] = {}
         if about.writes and not about.overwrites:
             before = {key: (looking.is_bad(t), t.detach().clone()) for key, t in written.items()}
-        given = _distinct_tensors([args, kwargs.values()])
+        given = distinct_tensors([args, kwargs.values()])
         inputs = [tensor for tensor in given if not (about.overwrites and id(tensor) in written)]
-        return _Call(func, about, args, kwargs, before, inputs, [self.ledger.of(tensor) for tensor in inputs])
+        behind = [self.ledger.of(tensor) for tensor in inputs]
+        return Call(func, about, args, kwargs, before, inputs, behind, [self.ledger.parts(t) for t in inputs])
 
-    def _look(self, call: _Call, result: Any) -> None:
+    def _look(self, call: Call, result: Any) -> None:
         about = call.about
-        written = _written(about, call.args, call.kwargs)
+        written = written_by(about, call.args, call.kwargs)
         if about.foreach and written:
-            for part, outputs in _elements(call, written):
+            for part, outputs in elements_of(call, written):
                 self._look_at(part, outputs)
             return
-        self._look_at(call, _distinct_tensors([result, written]))
+        self._look_at(call, distinct_tensors([result, written]))
 
-    def _look_at(self, call: _Call, outputs: list[Tensor]) -> None:
+    def _look_at(self, call: Call, outputs: list[Tensor]) -> None:
         if not outputs:
             return
         self._count += 1
-        left = [self.ledger.of(tensor) for tensor in outputs] if call.about.writes else []
+        left = [self.ledger.whole(tensor) for tensor in outputs] if call.about.writes else []
         made, frame = self._record(call, outputs[0])
         for tensor in outputs:
             self.ledger.note(tensor, made)
         bad = [] if call.about.empty else [tensor for tensor in outputs if looking.is_bad(tensor)]
-        if not bad:
-            self._keep_what_is_left(outputs, left)
-            return
-        made.bad = self._explain(call, bad[0], made.place, frame)
-        if made.bad.kind == "born" and not made.bad.intended:
-            self.born.append(made)
-        if not (made.place.in_module or made.place.functional or made.place.in_backward):
-            made.bad.called = called_at(frame)
-        good = replace(made, bad=None)  # of several results only the bad ones have a bad record behind them
-        for tensor in outputs:
-            if not any(tensor is other for other in bad):
-                self.ledger.note(tensor, good)
+        if bad:
+            self._explain(call, made, bad[0], frame)
+            good = replace(made, bad=None)  # of several results only the bad ones have a bad record behind them
+            for tensor in outputs:
+                if not any(tensor is other for other in bad):
+                    self.ledger.note(tensor, good)
+        self._keep_what_is_left(outputs, left, made)
 
-    def _keep_what_is_left(self, outputs: list[Tensor], left: list[Made | None]) -> None:
-        """A finite part written into memory whose other parts are bad leaves those as they were."""
-        for tensor, earlier in zip(outputs, left, strict=False):
-            if earlier is not None and earlier.bad is not None and _is_part(tensor):
-                self.ledger.note(tensor, earlier)
+    def _keep_what_is_left(self, outputs: list[Tensor], left: list[tuple[Made | None, Parts]], made: Made) -> None:
+        """A part written into memory whose other parts are bad leaves those as they were."""
+        for tensor, (earlier, parts) in zip(outputs, left, strict=False):
+            if earlier is None or earlier.bad is None or not _is_part(tensor):
+                continue
+            around = parts or ((earlier, bad_values(memory_of(tensor))),)
+            now = self.ledger.parts(tensor) or ([(made, bad_values(tensor))] if looking.is_bad(tensor) else [])
+            self.ledger.note(tensor, earlier if not now else made)
+            self.ledger.divide(tensor, now, around)
 
-    def _record(self, call: _Call, output: Tensor) -> tuple[Made, FrameType | None]:
+    def _record(self, call: Call, output: Tensor) -> tuple[Made, FrameType | None]:
         place, frame = place_of_call()
         node = torch_private.current_node()
         made = Made(
@@ -208,31 +192,84 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- a bad result ------------------------------------------------------------------------------------------------
 
-    def _explain(self, call: _Call, output: Tensor, place: Place, frame: FrameType | None) -> Bad:
+    def _explain(self, call: Call, made: Made, output: Tensor, frame: FrameType | None) -> None:
+        """Give a record its bad result: where that came from, value by value if it came from several places."""
+        inside = made.place.in_module or made.place.functional or made.place.in_backward
+        called = None if inside else called_at(frame)
+        shares = self._shares(call, output, made.place, frame)
+        born = made
+        if len(shares) > 1:
+            records = [replace(made, bad=self._of_share(call, output, share, called)) for share in shares]
+            parts = [(record, share.where) for record, share in zip(records, shares, strict=True)]
+            made.bad = Bad("carried", looking.has_nan(output), {}, causes=tuple(records))
+            self.ledger.divide(output, parts)
+            born = records[0]
+        elif shares:
+            made.bad = self._of_share(call, output, shares[0], called)
+        else:
+            made.bad = self._of_one_origin(call, output, made.place, frame)
+            made.bad.called = called
+        if born.bad is not None and born.bad.kind == "born" and not born.bad.intended:
+            self.born.append(born)
+
+    def _shares(self, call: Call, output: Tensor, place: Place, frame: FrameType | None) -> list[Share]:
+        """The bad values by their origin; none where all of them have one, or they cannot be told apart."""
+        if not can_tell(call, output) or call.about.aten == "lift_fresh":
+            return []
+        sources = []
+        for index, parts in enumerate(call.parts or [[]] * len(call.inputs)):
+            if call.was_bad(index):
+                value = call.value(index)
+                whole = [] if parts else [self._behind(value, call.behind[index], place, frame, call.inputs[index])]
+                sources += [Source(index, made, where) for made, where in parts]
+                sources += [Source(index, made, bad_values(value)) for made in whole]
+        return shares_of(call, output, sources) if sources else []
+
+    def _of_share(self, call: Call, output: Tensor, share: Share, called: str | None) -> Bad:
+        """What is bad in some of a result's values, and why."""
+        only = torch.where(share.where | torch.isfinite(output), output, 0.5).detach()
+        facts = looking.facts_of(only)
+        first, shape, nan = facts.get("first_index"), tuple(output.shape), facts.get("nan", 1) > 0
+        kind: Kind = "born"
+        if share.causes:
+            kind = "carried" if not nan or any(made.bad_nan for made in share.causes) else "turned"
+        return Bad(
+            kind=kind,
+            nan=nan,
+            facts=facts,
+            causes=distinct(share.causes),
+            operands=self._operands(call, first, shape),
+            intended=kind == "born" and not nan and states_infinity(call),
+            rows=looking.bad_rows(only),
+            called=called,
+        )
+
+    def _of_one_origin(self, call: Call, output: Tensor, place: Place, frame: FrameType | None) -> Bad:
         tainted = [made for made in call.behind if made is not None and made.bad is not None and made.bad.nan]
         if tainted and looking.has_nan(output):
             # A NaN that is handed on needs no second look: whatever else is wrong here came later.
             return Bad("carried", True, {}, causes=distinct(tainted))
         facts = looking.facts_of(output)
+        nan = facts.get("nan", 1) > 0
         if call.about.aten == "lift_fresh":  # numbers written into the program
-            nan = facts.get("nan", 1) > 0
-            return Bad("born", nan, facts, intended=_is_sentinel(facts), rows=looking.bad_rows(output))
+            before = tuple(self.numpy.lines(nan=nan))
+            return Bad("born", nan, facts, intended=is_sentinel(facts), rows=looking.bad_rows(output), before=before)
         suspects = [index for index in range(len(call.inputs)) if call.was_bad(index)]
-        kind, causing = _why(call, suspects, output, facts)
-        first, shape = facts.get("first_index"), tuple(output.shape)
+        kind, causing = why(call, suspects, output, facts)
         return Bad(
             kind=kind,
-            nan=facts.get("nan", 1) > 0,
+            nan=nan,
             facts=facts,
             causes=distinct(
                 [self._behind(call.value(i), call.behind[i], place, frame, call.inputs[i]) for i in causing]
             ),
-            operands=tuple(
-                looking.operand(call.value(i), call.behind[i], first, shape) for i in range(len(call.inputs))
-            ),
-            intended=kind == "born" and not facts.get("nan") and _states_infinity(call),
+            operands=self._operands(call, facts.get("first_index"), tuple(output.shape)),
+            intended=kind == "born" and not nan and states_infinity(call),
             rows=looking.bad_rows(output),
         )
+
+    def _operands(self, call: Call, first: list[int] | None, shape: tuple[int, ...]) -> tuple[Operand, ...]:
+        return tuple(looking.operand(call.value(i), call.behind[i], first, shape) for i in range(len(call.inputs)))
 
     def _behind(
         self,
@@ -257,130 +294,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if made is None:
             self.ledger.note(owner, outside)
         return outside
-
-
-def _why(call: _Call, suspects: list[int], output: Tensor, facts: dict[str, Any]) -> tuple[Kind, list[int]]:
-    """How a result became bad, and which bad inputs made it so.
-
-    The operation is repeated with ordinary numbers in place of bad ones: what is still bad then was born in it, and an
-    input without which nothing changes is not to blame.
-    """
-    if not suspects:
-        return "born", []
-    causing = list(suspects)
-    # On distributed tensors it may be a collective, which other ranks would not join.
-    if call.func is not None and not call.about.random and not any_sharded(call.inputs):
-        word = "nan" if facts.get("nan") else "count"
-        own = _bad_without(call, suspects, output, word)
-        if len(suspects) > 1 or own:
-            alone = [_bad_without(call, [j for j in suspects if j != i], output, word) for i in suspects]
-            causing = [i for i, count in zip(suspects, alone, strict=True) if count > own]
-            if own == facts.get(word) == output.numel():  # nothing to count: are the bad values enough by themselves?
-                causing = _enough_alone(call, suspects, output, word)
-            causing = causing or ([] if own else list(suspects))
-        if own:
-            return "born", causing
-    had_nan = any(_has_nan(call.value(index)) for index in causing)
-    return ("carried" if had_nan or not facts.get("nan") else "turned"), causing
-
-
-def _bad_without(call: _Call, replaced: Iterable[int], output: Tensor, word: str) -> int:
-    """How many bad values ("count", or only "nan") the result has when these inputs hold ordinary numbers."""
-    return _bad_with(call, {id(call.inputs[i]): looking.ordinary(call.value(i)) for i in replaced}, output, word)
-
-
-def _enough_alone(call: _Call, suspects: list[int], output: Tensor, word: str) -> list[int]:
-    """The bad inputs whose bad values alone, among ordinary numbers, spoil the result as well."""
-    if _bad_with(call, _tame(call), output, word):
-        return []  # whatever it is given: an average of nothing
-    return [i for i in suspects if _bad_with(call, _tame(call, keep=i), output, word)]
-
-
-def _tame(call: _Call, keep: int | None = None) -> dict[int, Tensor]:
-    """Ordinary numbers for every floating input; of the one to keep, its bad values stay."""
-    swap = {}
-    for index, tensor in enumerate(call.inputs):
-        if tensor.is_floating_point():
-            values = call.value(index).detach()
-            ordinary = looking.ordinary(torch.full_like(values, math.nan))
-            swap[id(tensor)] = torch.where(torch.isfinite(values), ordinary, values) if index == keep else ordinary
-    return swap
-
-
-def _bad_with(call: _Call, swap: dict[int, Tensor], output: Tensor, word: str) -> int:
-    """How many bad values the result has when these tensors take the place of inputs, by their identity."""
-    for tensor in looking.tensors_of(_written(call.about, call.args, call.kwargs)):
-        # What it writes to is the user's: the repetition gets a copy of its own.
-        kept = call.before.get(id(tensor))
-        swap.setdefault(id(tensor), (tensor if kept is None else kept[1]).detach().clone())
-
-    def other(leaf: Any) -> Any:
-        return swap.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
-
-    args, kwargs = pytree.tree_map(other, (call.args, call.kwargs))
-    with torch.no_grad():
-        result = call.func(*args, **kwargs)
-    written = _written(call.about, args, kwargs)
-    for tensor in _distinct_tensors([result, written]):
-        if tensor.shape == output.shape and tensor.dtype == output.dtype:
-            return int(looking.facts_of(tensor).get(word, 0))
-    return 0
-
-
-def _has_nan(tensor: Tensor) -> bool:
-    return bool(looking.facts_of(tensor).get("nan", 0))
-
-
-def _states_infinity(call: _Call) -> bool:
-    """Whether an infinity is written into the call: a mask constant, a sentinel, or a factory's fill value."""
-    numbers = looking.numbers_of([*call.args, *call.kwargs.values()])
-    flat = [n for number in numbers for n in (number if isinstance(number, (list, tuple)) else [number])]
-    return any(isinstance(number, float) and math.isinf(number) for number in flat)
-
-
-def _is_sentinel(facts: dict[str, Any]) -> bool:
-    """Whether numbers written into the program are meant: infinities only, or zeros and infinities as in a mask."""
-    return not facts.get("nan") and facts.get("range", [0, 0]) == [0, 0]
-
-
-def _written(about: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments an operation writes to."""
-    found = []
-    for where in about.writes:
-        if isinstance(where, str):
-            found.append(kwargs.get(where))
-        elif where < len(args):
-            found.append(args[where])
-    return [value for value in found if value is not None]
-
-
-def _distinct_tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, each once: the same argument may be given twice."""
-    return list({id(tensor): tensor for value in values for tensor in looking.tensors_of(_as_list(value))}.values())
-
-
-def _as_list(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return value
-    return [value] if value is None or isinstance(value, Tensor) else list(value) if hasattr(value, "__iter__") else []
-
-
-def _elements(call: _Call, written: Sequence[Any]) -> Iterable[tuple[_Call, list[Tensor]]]:
-    """An operation on lists of tensors, element by element: each with what it has written to."""
-    lists = [value for value in call.args if isinstance(value, (list, tuple)) and _holds_tensors(value)]
-    targets = [value for value in written if isinstance(value, (list, tuple))]
-    others = [value for value in call.args if not isinstance(value, (list, tuple))]
-    known = {id(tensor): made for tensor, made in zip(call.inputs, call.behind, strict=True)}
-    for index in range(max((len(value) for value in targets), default=0)):
-        outputs = [value[index] for value in targets if index < len(value)]
-        row = tuple(value[index] for value in lists if index < len(value)) + tuple(others)
-        inputs = _distinct_tensors([row])
-        behind = [known.get(id(tensor)) for tensor in inputs]
-        yield _Call(None, call.about, row, {}, call.before, inputs, behind), outputs
-
-
-def _holds_tensors(values: Sequence[Any]) -> bool:
-    return next(looking.tensors_of(values), None) is not None
 
 
 def _is_part(tensor: Tensor) -> bool:

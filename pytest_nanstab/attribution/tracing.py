@@ -80,6 +80,7 @@ class Tracing:
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
         ]
+        self._tracer.numpy.listen()
         if region.run.steps + 1 >= self._from_step:
             self._switch_on()
 
@@ -96,6 +97,7 @@ class Tracing:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._tracer.numpy.rest()
         if self._on:
             self._on = False
             torch_private.drop_mode(self._tracer)
@@ -208,6 +210,7 @@ class Tracing:
             raise AbandonedError("it took too long")
         with torch_private.unseen():
             self.growth.note(region, optimizer)
+        self._tracer.numpy.step = region.run.steps + 1
         if self._on:
             self._tracer.next_step(region.run.steps + 1)
         elif region.run.steps + 1 >= self._from_step:
@@ -262,9 +265,11 @@ class LocalTrace:
         ]
         self._eager.__enter__()
         torch_private.add_mode(self._tracer)
+        self._tracer.numpy.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._tracer.numpy.rest()
         torch_private.drop_mode(self._tracer)
         self._eager.__exit__(None, None, None)
         for handle in self._handles:

@@ -128,15 +128,12 @@ def _ranges(made: Made, operands: list[Operand]) -> list[str]:
         )
         if sizes and top is not None:
             return [f"operands up to {sizes}, {made.dtype} ends at {top:.4g}"]
-    return [f"operand {_number(known, operand)}{_range(made, operand)}" for operand in known]
+    numbers = [""] if len(known) == 1 else [f"{number}: " for number in range(1, len(known) + 1)]
+    return [f"operand {number}{_range(made, operand)}" for number, operand in zip(numbers, known, strict=True)]
 
 
 def _already(operand: Operand) -> str:
     return f" ({operand.inf} already inf)" if operand.inf else ""
-
-
-def _number(known: list[Operand], operand: Operand) -> str:
-    return "" if len(known) == 1 else f"{known.index(operand) + 1}: "
 
 
 def _range(made: Made, operand: Operand) -> str:

@@ -1,0 +1,205 @@
+"""Several origins in one tensor: the one whose values reach the sink is blamed. Values that numpy made bad."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from plugin_runs import run_inside
+from torch import Tensor
+
+from pytest_nanstab.attribution.origin import Origin, line_of, origin_of
+from pytest_nanstab.attribution.tracer import Tracer
+
+INF, NAN = float("inf"), float("nan")
+
+
+def line_behind(compute) -> str:
+    """The source line that is blamed for what a function returns."""
+    tracer = Tracer()
+    with tracer:
+        sink = compute()
+    assert tracer.failed is None
+    made = tracer.behind(sink)
+    assert made is not None
+    return text_of(origin_of(made))
+
+
+def text_of(found: Origin) -> str:
+    spot = line_of(found.guilty)
+    assert spot is not None
+    return Path(spot[0]).read_text(encoding="utf-8").splitlines()[spot[1] - 1].strip()
+
+
+def quotient_and_log() -> Tensor:
+    """NaN in row 1, which nobody uses, and -inf in row 3."""
+    sums, counts = torch.tensor([1.0, 0.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 1.0, 1.0])
+    means = sums / counts  # unused
+    return torch.log(means)  # guilty
+
+
+KEPT = torch.tensor([0, 2, 3])
+USES = {
+    "index": lambda logs: logs[KEPT].sum(),
+    "slice": lambda logs: logs[2:].sum(),
+    "mask": lambda logs: torch.where(torch.tensor([True, False, True, True]), logs, 0.0).sum(),
+    "matrix": lambda logs: (torch.eye(4)[KEPT].double() @ logs.nan_to_num(0.0, neginf=-INF).double()).sum(),
+    "stacked": lambda logs: torch.stack([logs, logs])[:, KEPT].sum(),
+    "joined": lambda logs: torch.cat([logs, torch.log(torch.zeros(2))])[KEPT].sum(),
+    "written": lambda logs: torch.zeros(8).index_copy(0, torch.arange(4), logs)[KEPT].sum(),
+    "half": lambda logs: logs.half()[KEPT].sum(),
+    "transposed": lambda logs: logs.reshape(2, 2).t()[1, 1].sum(),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_bad_value_that_nobody_uses_hides_no_other(use):
+    assert line_behind(lambda: use(quotient_and_log())) == "return torch.log(means)  # guilty"
+
+
+def test_the_unused_value_is_blamed_where_it_is_used_after_all():
+    assert line_behind(lambda: quotient_and_log()[:2].sum()) == "means = sums / counts  # unused"
+    assert line_behind(lambda: quotient_and_log().sum()) == "means = sums / counts  # unused"
+
+
+def test_rows_of_a_buffer_have_an_origin_each():
+    def compute(row: int) -> Tensor:
+        rows = torch.zeros(3, 2)
+        rows[0] = torch.tensor([1.0, 0.0]) / 0  # first
+        rows[1] = torch.log(torch.tensor([-1.0, 1.0]))  # second
+        rows[2] = 1.0
+        return rows[row].sum()
+
+    assert line_behind(lambda: compute(0)).endswith("# first")
+    assert line_behind(lambda: compute(1)).endswith("# second")
+
+
+def test_a_stated_infinity_beside_a_nan_is_not_blamed():
+    """Masked scores: the NaN of one row and the mask of another are told apart through the softmax."""
+
+    def compute() -> Tensor:
+        scores = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+        scores = scores / scores.sum(1, keepdim=True).sub(1.0)  # guilty
+        scores = scores.masked_fill(torch.tensor([[False, True], [False, False]]), -INF)
+        return torch.softmax(scores, dim=1).sum()
+
+    assert line_behind(compute).endswith("# guilty")
+
+
+def test_a_value_put_in_the_place_of_a_bad_one_makes_no_other():
+    """A column of NaN replaced by one number would have no spread: only what is bad with other numbers too counts."""
+
+    def compute() -> Tensor:
+        table = torch.arange(12.0).reshape(4, 3)
+        table = torch.cat([table, (torch.zeros(4, 1) / 0)], dim=1)  # guilty
+        return torch.corrcoef(table.T)[:, 3].sum()
+
+    assert line_behind(compute).endswith("# guilty")
+
+
+def test_gradients_of_some_rows():
+    """Backward, too: the row whose norm is 0 is blamed, not that of which the gradient is thrown away."""
+
+    def compute() -> Tensor:
+        points = torch.tensor([[0.0, 0.0], [1.0, 2.0]], requires_grad=True)
+        lengths = points.pow(2).sum(1).sqrt()  # guilty
+        lengths.sum().backward()
+        assert points.grad is not None
+        return points.grad
+
+    assert line_behind(compute).endswith("# guilty")
+
+
+LINE = "        window = (window - window.mean()) / (window.std() + self.eps)"
+MARKED = f"""
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+class Windows(Dataset):
+    def __init__(self, data, eps): self.data, self.eps = data, eps
+    def __len__(self): return len(self.data)
+    def __getitem__(self, index):
+        window = self.data[index]
+{LINE}
+        return torch.from_numpy(window)
+
+def fit(data, eps=0.0):
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for batch in DataLoader(Windows(data, eps), batch_size=2):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+
+def table(constant):
+    data = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
+    if constant:
+        data[5] = 3.0
+    return data
+"""
+
+
+def test_the_line_where_numpy_made_it(pytester):
+    """numpy warns of the division; the rerun of a marked test points at that line, and warns as before."""
+    body = f"""
+{MARKED}
+@pytest.mark.nanstab
+def test_broken(): fit(table(True))
+
+@pytest.mark.nanstab
+def test_from_a_file():
+    data = table(False)
+    data[5, 2] = np.nan
+    fit(data, eps=1e-3)
+
+@pytest.mark.nanstab
+def test_silenced():
+    with np.errstate(all="ignore"):
+        fit(table(True))
+
+@pytest.mark.nanstab
+def test_healthy(): fit(table(False))
+"""
+    ran = run_inside(pytester, body, "-W", "default")
+    assert ran.outcomes == {
+        "test_broken": "failed",
+        "test_from_a_file": "failed",
+        "test_silenced": "failed",
+        "test_healthy": "passed",
+    }
+    broken = ran.text[ran.text.index("_ test_broken _") : ran.text.index("_ test_from_a_file _")]
+    line = 1 + (pytester.path / "test_it.py").read_text().splitlines().index(LINE)
+    assert f"invalid value at test_it.py:{line}" in broken
+    assert f"\ntest_it.py:{line}: NonFiniteError" in broken
+    assert "RuntimeWarning" in ran.text
+    others = ran.text[ran.text.index("_ test_from_a_file _") : ran.text.index("warnings summary")]
+    assert "numpy met" not in others
+
+
+def test_numpy_is_as_it_was_after_a_rerun(pytester):
+    body = f"""
+{MARKED}
+@pytest.mark.nanstab
+@pytest.mark.xfail(strict=True)
+def test_broken(): fit(table(True))
+
+def test_after(): assert np.geterr()["invalid"] == "warn" and np.geterrcall() is None
+"""
+    ran = run_inside(pytester, body, "-W", "ignore")
+    assert ran.outcomes == {"test_broken": "xfail", "test_after": "passed"}
+
+
+def test_two_bad_views_of_one_tensor_are_numbered(pytester):
+    body = """
+@pytest.mark.nanstab
+def test_ratio():
+    prices = torch.tensor([1.0, 0.0, 0.0, 2.0])
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    model(prices[1:] / prices[:-1]).sum().backward()
+    optimizer.step()
+"""
+    ran = run_inside(pytester, body)
+    assert "operand 1: " in ran.text
+    assert "operand 2: " in ran.text
