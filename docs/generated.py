@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,7 +92,8 @@ def _signatures() -> Iterator[str]:
 
 def _declared(name: str, thing: Any) -> Iterator[str]:
     arguments = "" if name in ("Run", "Finding") or _is_error(thing) else _arguments(thing)
-    yield f"{name}{arguments}\n    # {inspect.getdoc(thing).splitlines()[0]}"  # type: ignore[union-attr]
+    about = inspect.getdoc(thing).splitlines()[0]  # type: ignore[union-attr]
+    yield f"{name}{arguments}\n{textwrap.fill(about, 90, initial_indent='    # ', subsequent_indent='    # ')}"
 
 
 def _is_error(thing: Any) -> bool:

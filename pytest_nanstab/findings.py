@@ -43,10 +43,10 @@ class Finding:
     """One thing that is wrong, as data.
 
     Attributes:
-        kind: one of the stable strings of `Kind`.
+        kind: a stable string, such as "nonfinite-loss"; the reference lists them all.
         message: one line, short enough for an 80-column summary: what, at which step, where.
         step: the optimizer step it belongs to, counted from 1; None outside training.
-        phase: the part of the step.
+        phase: the part of the step: "data", "init", "forward", "backward", "optimizer" or "eval".
         module: dotted path of the module, or of the parameter or buffer, as `named_modules` has it.
         op: the torch operation, where it is known.
         source: the user's own line, "models/attention.py:31".

@@ -41,7 +41,11 @@ def from_spec(spec: Any, *, sizes: Mapping[str, tuple[int, int]] | None = None) 
 def from_batch(
     batch: Any, *, domain: Any = None, sizes: Mapping[str, tuple[int, int]] | None = None
 ) -> st.SearchStrategy[Any]:
-    """Batches like a sample, within what the sample proves legal (see `infer_spec`).
+    """Batches like a sample, within what the sample proves legal.
+
+    Numbers lie between the least and the greatest seen. NaN is legal if it was seen, infinities if both were. Bool
+    fields and those of 0 and 1 are masks; rows that are one-hot, or probabilities, stay so. A single negative integer
+    beside others (-100, -1) is a label that losses skip.
 
     Args:
         batch: nested mappings, lists and tuples of tensors and numpy arrays; arrays come back as arrays, other leaves

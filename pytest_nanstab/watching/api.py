@@ -41,7 +41,8 @@ def watch(
         name: shown in findings.
         on_instability: "raise" raises at the sink (for gradients before parameters change); "record" only fills
             `run.findings`.
-        limits: `max_loss`, `max_grad_norm`, `min_grad_norm`, `max_update_ratio`, `min_headroom_bits`; see `Limits`.
+        **limits: `max_loss`, `max_grad_norm`, `min_grad_norm`, `max_update_ratio`, `min_headroom_bits`: bounds of
+            this block; those of marker and configuration do not count here.
 
     Returns:
         A context manager that yields the `Run`.

@@ -40,7 +40,8 @@ class Run:
             name and dtype, with the distance to the dtype's largest finite number in bits.
         left_out: how many values of such a tensor were infinite, or equal to that number, and so no measurement.
         underflow: for "float16" and "bfloat16" the share of gradient values that are too small for the format, and the
-            loss scales that help; see `watching.underflow`. With `headroom`, at steps 1, 2, 4, 8 ...
+            loss scales that help: `below_normal`, `below_subnormal`, `worst` (a parameter), `worst_share`, `loss_scale`
+            (smallest and largest, or None). With `headroom`, at steps 1, 2, 4, 8 ...
         init_scale: the root mean square of each parameter before its first step, where it is not 0. With `headroom`.
         findings: what was found, in order.
         skipped_steps: steps that a GradScaler or a guard of the user's skipped.
