@@ -153,8 +153,8 @@ class Nanstab:
     def check_baseline(self, run: Run, *, name: str | None = None) -> None:
         """Compare a run with its baseline; `pytest --nanstab-update` records it instead.
 
-        Losses, raw gradient norms, headroom and initial scales are compared in bits: they may move by 0.25 bit, 0.5 where
-        a 16-bit format is involved. Baselines are kept by test, device kind and precision; runs of the test's own loops
+        Losses, raw gradient norms, headroom and initial scales are compared in bits: they may move by 0.25 bit, or 0.5 in
+        a precision of `train` with 16 bits. Baselines are kept by test, device kind and precision; runs of the test's own loops
         are kept under "own-loop". Seed what is random before the model and the batches are made.
 
         Args:
