@@ -20,6 +20,8 @@ _CLIP_EPS = 1e-6
 _KEPT_CALLS = 31
 # A bound nobody means to reach.
 _READS_ONLY = 1e6
+# What a bound of scaled gradients may come to without the scale and still be meant: people clip at 0.01 and above.
+_LEAST_BOUND = 0.01
 
 
 @dataclass(eq=False)
@@ -49,6 +51,21 @@ class Clip:
     def __post_init__(self) -> None:
         self.gradients = sum(p.grad is not None for p in self.parameters)
         self.refresh()
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing was to be clipped: the call is there for the norm that it returns."""
+        return self.bound >= _READS_ONLY * (self.scale or 1.0)
+
+    def ignores_scale(self, first: Clip) -> bool:
+        """Whether its bound was meant for gradients without the loss scale; `first` is the first call at the line.
+
+        A bound may be multiplied by the scale as well. It is not where little would be left of it without the scale, or
+        where it stays while the scale changes.
+        """
+        if self.scale is None or not self.unscaled_later or self.only_reads:
+            return False
+        return self.bound / self.scale < _LEAST_BOUND or (self.bound == first.bound and self.scale != first.scale)
 
     def refresh(self) -> None:
         """Take the gradients as they are now for what the call left."""
@@ -146,8 +163,8 @@ def without_effect(clip: Clip, backwards: int, before: int, parameters: Sequence
     before that backward. In an accumulation loop the clipped gradients survive, and the clip has an effect. `backwards`
     counts backward calls up to now, `before` those up to the optimizer's last step.
     """
-    if clip.bound >= _READS_ONLY:
-        return False  # nothing was to be clipped: the call only reads the norm
+    if clip.only_reads:
+        return False
     if not clip.parameters:
         return clip.backwards == backwards
     mine = {id(p) for p in parameters}

@@ -117,8 +117,8 @@ class GradientJudge:
         __tracebackhide__ = True
         step = self._region.run.steps
         idle = [clip for clip in clips if without_effect(clip, self._region.backwards, before, norm.parameters)]
-        scaled = [clip for clip in clips if clip.scale is not None and clip.unscaled_later]
-        others = [clip for clip in clips if clip not in idle and clip not in scaled]
+        scaled = [clip for clip in clips if clip.ignores_scale(self.tallies.first(clip))]
+        others = [clip for clip in clips if clip not in idle and clip not in scaled and not clip.only_reads]
         done = {id(p) for clip in others for p in clip.parameters}
         for clip in idle:
             if not any(id(p) in done for p in clip.parameters):

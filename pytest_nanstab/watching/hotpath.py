@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable
@@ -165,10 +166,11 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
         norm = norms.get(id(optimizer))
         # A subclass that calls its parent's step runs torch's hooks twice.
         if held.inner(optimizer) if norm is None else steps_twice(optimizer.__class__) and enclosing() is optimizer:
+            region.guarded.settle()
             return None
         if len(args) > 1 or kwargs:
             judge = functools.partial(count, optimizer, norm)
-            wrapped = with_closure(region, judge, args, kwargs)
+            wrapped = with_closure(region, judge, args, kwargs) if takes_closure(optimizer.__class__) else None
             if wrapped is not None:
                 return wrapped
         if scaler.scale is None or not region.fused_skip(optimizer):
@@ -177,6 +179,13 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
 
     as_it_is = torch_private.untraced(before_step)
     return before_step
+
+
+@functools.lru_cache(maxsize=256)
+def takes_closure(kind: Any) -> bool:
+    """Whether the first argument of a class's `step` is what computes the loss again: not a model, for example."""
+    first = next(iter(list(inspect.signature(kind.step).parameters.values())[1:]), None)
+    return first is not None and (first.name == "closure" or first.kind is first.VAR_POSITIONAL)
 
 
 @functools.lru_cache(maxsize=256)
@@ -190,7 +199,7 @@ def with_closure(
 ) -> tuple[Any, Any] | None:
     """New step arguments whose closure is judged after its first evaluation, before parameters change."""
     given = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
-    if not callable(given):
+    if not callable(given) or isinstance(given, torch.nn.Module):
         return None
     evaluations = 0
 
@@ -212,6 +221,7 @@ def with_closure(
             region.drop_pending()
         return result
 
+    functools.update_wrapper(closure, given)
     if "closure" in kwargs:
         return args, {**kwargs, "closure": closure}
     return (args[0], closure, *args[2:]), kwargs

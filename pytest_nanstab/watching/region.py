@@ -29,6 +29,7 @@ from pytest_nanstab.watching import hotpath, scaling, state, torch_private, verd
 from pytest_nanstab.watching.counter_judge import CounterJudge
 from pytest_nanstab.watching.details import Details
 from pytest_nanstab.watching.gradient_judge import GradientJudge
+from pytest_nanstab.watching.guarded import Guarded
 from pytest_nanstab.watching.headroom import Headroom
 from pytest_nanstab.watching.living import Living
 from pytest_nanstab.watching.loss_judge import LossJudge
@@ -83,6 +84,7 @@ class Region:
         self.losses = LossJudge(self)
         self.gradients = GradientJudge(self)
         self.state = StateJudge(self)
+        self.guarded = Guarded(self)
         self.ranks = RankJudge(self)
         self.outputs = OutputWatch(self, dense=options.dense, only=options.model)
         measured = options.headroom or "min_headroom_bits" in options.limits
@@ -90,10 +92,14 @@ class Region:
         self._underflow = Underflow(self.names) if measured else None
         self.counters = CounterJudge(self) if options.dense else None
         self._updates = Updates() if options.update_ratio or "max_update_ratio" in options.limits else None
-        self._stuck = Stuck() if options.track_parameters else None
+        self.stuck = Stuck() if options.track_parameters else None
         self.details = Details(self.run, self.names) if options.details else None
         self._copies: list[tuple[Tensor, Tensor]] = []
         self.tracing = plan.current()
+        # A replay wants the step that broke a parameter, not the first one to notice.
+        self._checks_parameters = options.check_parameters or self.tracing is not None
+        self._looks_after = self._updates is not None or self.stuck is not None or self._checks_parameters
+        self.measures_more = self._looks_after or self.headroom is not None  # than losses and gradient norms
         self.local_attempts = 0
         self.closure: Any = None  # what an optimizer calls to compute its loss, while that is judged
         self.constructed = Living[None]()
@@ -161,7 +167,7 @@ class Region:
         if self.tracing is not None:  # what a step was fed with is forgotten when it is counted
             self._patches.handle(register_optimizer_step_pre_hook(self.tracing.before_counting(self)))
         self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
-        if self._wants_post_hook():
+        if self._looks_after:
             self._patches.handle(register_optimizer_step_post_hook(hotpath.outside_graphs(self._after_step)))
         if self.headroom is not None:
             self.headroom.install()
@@ -183,23 +189,10 @@ class Region:
         self._patches.undo()
         self._paused = perf_counter_ns()
 
-    @property
-    def measures_more(self) -> bool:
-        """Whether a step is judged by more than its loss and its gradient norm."""
-        return self._wants_post_hook() or self.headroom is not None
-
     def norm_bounds(self) -> tuple[float, float]:
         """The gradient norms that need no second look: within the user's limits, and with squares that are finite."""
         low, high = (self.options.limit(name) for name in ("min_grad_norm", "max_grad_norm"))
         return low or 0.0, min(1e18 if high is None else high, 1e18)
-
-    def _wants_post_hook(self) -> bool:
-        return self._updates is not None or self._stuck is not None or self._checks_parameters
-
-    @property
-    def _checks_parameters(self) -> bool:
-        # A replay wants the step that broke a parameter, not the first one to notice.
-        return self.options.check_parameters or self.tracing is not None
 
     # -- reporting ---------------------------------------------------------------------------------------------------
 
@@ -224,11 +217,9 @@ class Region:
         the computation where it is not.
         """
         __tracebackhide__ = True
-        # A test does not see what is raised in its threads, and other ranks would wait for one that has left its loop.
-        here = self.options.raises and self.ranks.look() is None and threading.get_ident() == self.thread
         finding = self._in_context(finding)
         if finding.is_nonfinite:
-            if self._rooted and (self._elsewhere or not here):
+            if self._rooted and (self._elsewhere or not self._raises_here()):
                 return
             self._rooted = True
             if made is None or self.tracing is None:
@@ -239,6 +230,15 @@ class Region:
                 finding = self.tracing.told(finding, made, self)
             except Exception as error:  # noqa: BLE001 - looking meets objects of the user's, whose methods may raise
                 finding = local.broken_off(finding, error)
+        if self.guarded.takes(finding):
+            self._rooted = False
+        else:
+            self.deliver(finding)
+
+    def deliver(self, finding: Finding) -> None:
+        """Record a finding that has been explained, and raise it where the region raises."""
+        __tracebackhide__ = True
+        self._rooted = self._rooted or finding.is_nonfinite
         known = (finding.kind, finding.module, finding.source) in self._known
         self._known.add((finding.kind, finding.module, finding.source))
         if not known:
@@ -247,10 +247,14 @@ class Region:
             self.traceback = user_traceback()
         if self.finished:
             return
-        if here:
+        if self._raises_here():
             raise error_from([finding])
         if self.options.raises:
             self._elsewhere.append(finding)
+
+    def _raises_here(self) -> bool:
+        # A test does not see what is raised in its threads, and other ranks would wait for one that has left its loop.
+        return self.options.raises and self.ranks.look() is None and threading.get_ident() == self.thread
 
     def _explained_here(self, finding: Finding, hint: Hint | None) -> Finding:
         if self.tracing is not None or not self.options.explain:
@@ -334,6 +338,7 @@ class Region:
         __tracebackhide__ = True
         begun = perf_counter_ns()
         norm = self.state.hold(optimizer)
+        self.guarded.look(optimizer, norm.parameters)
         if self.pending is not None:
             self.losses.stepping(norm.parameters)
         loss_scale = self.gradients.scaling.scale
@@ -341,6 +346,7 @@ class Region:
         if self.details is not None:
             self.details.stepping(optimizer, norm.parameters, scale, loss_scale)
         self.gradients.judge(optimizer, norm, scale)
+        self.guarded.looked()
         if self.headroom is not None:
             self._measure(self.headroom, norm.parameters, scale)
         if self.counters is not None:
@@ -348,8 +354,8 @@ class Region:
         self.ranks.stepping(optimizer, norm)
         if self._updates is not None:
             self._updates.remember(norm.parameters)
-        if self._stuck is not None:
-            self._copies = self._stuck.before(optimizer)
+        if self.stuck is not None:
+            self._copies = self.stuck.before(optimizer)
         self.state.judged = self.run.steps
         self._schedule(begun, _FIRST if norm.elements <= _LARGE else _FIRST_LARGE)
 
@@ -401,8 +407,8 @@ class Region:
             return
         if self._updates is not None:
             self._judge_update(self._updates, optimizer)
-        if self._stuck is not None:
-            self._stuck.after(self._copies)
+        if self.stuck is not None:
+            self.stuck.after(self._copies)
             self._copies = []
         if self._checks_parameters:
             self.state.after_step(optimizer)
@@ -420,14 +426,6 @@ class Region:
         if bound is not None and guilty is not None and verdicts.broken(bound, ratio):
             what = f"update ratio of {self.names.label(optimizer, guilty)}"
             self.report(verdicts.limit("max_update_ratio", bound, ratio, step=run.steps, what=what, phase="optimizer"))
-
-    def stuck_parameters(self) -> list[Tensor]:
-        """The parameters that no step changed although each had a gradient and a learning rate."""
-        return [] if self._stuck is None else self._stuck.found()
-
-    def restored_parameters(self) -> list[Tensor]:
-        """The parameters that steps changed and something put back each time."""
-        return [] if self._stuck is None else self._stuck.put_back()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -466,6 +464,7 @@ class Region:
     @torch_private.past_modes
     def _judge_end(self) -> None:
         __tracebackhide__ = True
+        self.guarded.settle()
         self.losses.finish()
         if self.headroom is not None:
             self.headroom.finish([p for norm in self.state.norms.values() for p in getattr(norm, "parameters", ())])

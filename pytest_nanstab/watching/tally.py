@@ -35,6 +35,7 @@ class Tally:
         empty: how many saw no gradient at all.
         covered: the most parameters of one optimizer that a call covered, of how many that have a gradient.
         norms: the smallest and the largest norm before the call.
+        followed: how many were followed by a step, of whatever parameters, before the next.
         after_step: the first call came after an optimizer step.
     """
 
@@ -47,16 +48,24 @@ class Tally:
     empty: int = 0
     covered: tuple[int, int] | None = None
     norms: tuple[float, float] | None = None
+    followed: int = 0
+    _waits: bool = False
     _marks: list[tuple[weakref.ref[Tensor], float | None]] = field(default_factory=list)
 
     def add(self, clip: Clip, *, active: bool | None) -> None:
         """Count a call."""
         self.calls += 1
+        self._waits = True
         self.empty += not clip.gradients
         self.active = None if active is None or self.active is None else self.active + active
         if clip.raw is not None:
             low, high = self.norms or (clip.raw, clip.raw)
             self.norms = min(low, clip.raw), max(high, clip.raw)
+
+    def stepped(self) -> None:
+        """An optimizer steps."""
+        self.followed += self._waits
+        self._waits = False
 
     def mark(self, parameters: Sequence[Tensor]) -> None:
         """Remember some parameters as they are, to see whether anybody steps them."""
@@ -104,6 +113,11 @@ class Tallies:
     def _of(self, clip: Clip) -> Tally | None:
         return self._by_spot.get((clip.function, clip.spot))
 
+    def first(self, clip: Clip) -> Clip:
+        """The first call at the clip's line."""
+        tally = self._of(clip)
+        return clip if tally is None else tally.first
+
     def after_step(self, clip: Clip) -> bool:
         """Whether the first call at the clip's line came after a step."""
         tally = self._of(clip)
@@ -111,6 +125,8 @@ class Tallies:
 
     def taken(self, clips: Sequence[Clip], parameters: Sequence[Tensor], backwards: int) -> None:
         """An optimizer steps with gradients that these calls concern."""
+        for known in self._by_spot.values():
+            known.stepped()
         stepped = {id(p) for p in parameters if p.grad is not None}
         covered = {id(p) for clip in clips for p in clip.parameters} & stepped
         for clip in clips:
@@ -132,14 +148,15 @@ class Tallies:
     def useless(self) -> Tally | None:
         """Calls none of which can have shaped a step, where no other line's did either.
 
-        Over parameters that nobody has stepped, by an optimizer or by hand, or none of which ever had a gradient.
+        Over parameters that nobody has stepped, by an optimizer or by hand, or none of which ever had a gradient. Calls
+        that no steps follow belong to none.
         """
-        tallies = [tally for tally in self._by_spot.values() if tally.first.parameters]
+        tallies = [tally for tally in self._by_spot.values() if tally.first.parameters and not tally.first.only_reads]
         if any(tally.taken and tally.calls > tally.empty for tally in tallies):
             return None
         for tally in tallies:
             idle = tally.calls == tally.empty
-            if tally.calls > 1 if idle else not (tally.taken or tally.moved):
+            if tally.followed > 1 and (idle or not (tally.taken or tally.moved)):
                 return tally
         return None
 

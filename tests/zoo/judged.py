@@ -64,8 +64,8 @@ def trained_by(setup: TrainingSetup, precision: str, steps: int) -> tuple[Region
         optimizers_of(setup),
         region.run,
         passes=passes,
-        stuck=names_of(setup, region.stuck_parameters()),
-        restored=names_of(setup, region.restored_parameters()),
+        stuck=names_of(setup, [] if region.stuck is None else region.stuck.found()),
+        restored=names_of(setup, [] if region.stuck is None else region.stuck.put_back()),
         unmoved=start.unmoved(),
     )
     return region, trained

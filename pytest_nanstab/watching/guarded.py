@@ -1,0 +1,93 @@
+"""Steps of optimizers that look at the gradients by themselves, and leave out those that are not finite."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pytest_nanstab.watching import torch_private
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_nanstab.findings import Finding
+    from pytest_nanstab.watching.region import Region
+
+
+@functools.lru_cache(maxsize=256)
+def may_skip(kind: type) -> bool:
+    """Whether a class of optimizers has a `step` that torch did not write."""
+    home = next(cls for cls in kind.__mro__ if "step" in vars(cls))
+    return not home.__module__.startswith("torch.")
+
+
+class Guarded:
+    """Holds what is found before such a step until it is known whether the step has used the gradients.
+
+    A step that changes no parameter has skipped them, as a GradScaler would. One that calls the `step` of its parent,
+    or of an optimizer inside it, is about to use them.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._optimizer: Any = None
+        self._looking = False
+        self._held: list[Finding] = []
+        self._before: list[tuple[Tensor, int, Tensor]] = []
+        self._handle: Any = None
+
+    def look(self, optimizer: Any, parameters: Sequence[Tensor]) -> None:
+        """The gradients that an optimizer is about to step with are judged from now on, until `looked`."""
+        self.settle()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self._looking = may_skip(optimizer.__class__)
+        self._optimizer = (optimizer, parameters) if self._looking else None
+
+    def looked(self) -> None:
+        """They have been judged."""
+        self._looking = False
+        if not self._held:
+            self._optimizer = None
+
+    def takes(self, finding: Finding) -> bool:
+        """Whether a finding is held."""
+        if not (self._looking and finding.is_nonfinite):
+            return False
+        if not self._held:
+            optimizer, parameters = self._optimizer
+            with torch_private.unseen():
+                self._before = [(p, p._version, p.detach().clone()) for p in parameters if not p.is_inference()]
+            self._handle = optimizer.register_step_post_hook(self._stepped)
+        self._held.append(finding)
+        return True
+
+    def settle(self) -> None:
+        """The gradients are used, or nobody will ever know: what was found counts."""
+        __tracebackhide__ = True
+        held, self._held, self._before, self._optimizer = self._held, [], [], None
+        for finding in held:
+            self._region.deliver(finding)
+
+    @torch_private.past_modes
+    def _stepped(self, _optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        __tracebackhide__ = True
+        if not self._held:
+            return
+        with torch_private.unseen():
+            changed = any(p._version != version or not _alike(p, was) for p, version, was in self._before)
+        if changed:
+            self.settle()
+        else:
+            self._held, self._before, self._optimizer = [], [], None
+            self._region.run.skipped_steps += 1
+
+
+def _alike(parameter: Tensor, before: Tensor) -> bool:
+    """Whether a parameter holds the same bits, also where it was written to behind torch's back (`.data`)."""
+    return parameter.shape == before.shape and bool(
+        ((parameter == before) | (parameter.isnan() & before.isnan())).all()
+    )
