@@ -49,6 +49,7 @@ _PLAIN = re.compile(r"^( *)```(console|text|python)(?: [^`\n]+)$", re.MULTILINE)
 _CODE = re.compile(r"(?<![`:])`([^`]+)`(?!`)")
 _ARGUMENTS = (".TrainingSetup", ".TensorSpec")
 _NEVER_GIVEN = re.compile(r"^(:Parameters:) \* \*\*function\*\* -- .*$")  # it catches a decorator without parentheses
+_DASH = "\N{EN DASH}"
 _LISTED = re.compile(r"(\*\*\S+\*\*) -- ")
 
 
@@ -61,7 +62,7 @@ def _captions(app: Any, docname: str, source: list[str]) -> None:
 def _literals(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings mark code with single backticks, as Markdown does."""
     lines[:] = [_CODE.sub(r"``\1``\ ", line) for line in lines]
-    lines[:] = [_LISTED.sub(r"\1 – ", _NEVER_GIVEN.sub(r"\1", line)) for line in lines]
+    lines[:] = [_LISTED.sub(rf"\1 {_DASH} ", _NEVER_GIVEN.sub(r"\1", line)) for line in lines]
     lines[:] = [re.sub(r"^(:vartype \w+:) .*Literal\[.*\]( \| None)?$", r"\1 str\2", line) for line in lines]
     if name.endswith(_ARGUMENTS):  # their attributes are what they are called with
         lines[:] = [line.replace(":ivar ", ":param ").replace(":vartype ", ":type ") for line in lines]
@@ -71,7 +72,7 @@ def _dashes(app: Any, tree: nodes.document, docname: str) -> None:
     """Between an attribute and what it is Sphinx sets two hyphens, which `smartquotes` would make a dash."""
     for text in list(tree.findall(nodes.Text)):
         if text == " -- ":
-            text.parent.replace(text, nodes.Text(" – "))
+            text.parent.replace(text, nodes.Text(f" {_DASH} "))
 
 
 def setup(app: Any) -> None:

@@ -69,8 +69,8 @@ class Nanstab:
             precision: "64-true", "32-true", "bf16-true", "16-true", "bf16-mixed" or "16-mixed". Skips the test when
                 the model cannot run in it.
             seed: for torch, numpy and random; their states are put back afterwards.
-            **limits: `max_loss`, `max_grad_norm`, `min_grad_norm`, `max_update_ratio`, `min_headroom_bits`; they go on top
-                of those of marker and configuration, and None removes one.
+            **limits: `max_loss`, `max_grad_norm`, `min_grad_norm`, `max_update_ratio`, `min_headroom_bits`; they go on
+                top of those of marker and configuration, and None removes one.
 
         Raises:
             NonFiniteError: at the step where a NaN or infinity reached a sink.
@@ -153,9 +153,9 @@ class Nanstab:
     def check_baseline(self, run: Run, *, name: str | None = None) -> None:
         """Compare a run with its baseline; `pytest --nanstab-update` records it instead.
 
-        Losses, raw gradient norms, headroom and initial scales are compared in bits: they may move by 0.25 bit, or 0.5 in
-        a precision of `train` with 16 bits. Baselines are kept by test, device kind and precision; runs of the test's own loops
-        are kept under "own-loop". Seed what is random before the model and the batches are made.
+        Losses, raw gradient norms, headroom and initial scales are compared in bits: they may move by 0.25 bit, or by
+        0.5 in a precision of `train` with 16 bits. Baselines are kept by test, device kind and precision; runs of the
+        test's own loops are kept under "own-loop". Seed what is random before the model and the batches are made.
 
         Args:
             run: what `train` returned, or a finished `watch`.
