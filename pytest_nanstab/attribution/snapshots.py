@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from pytest_nanstab.watching import members
+
 _DEPTH = 3
 
 
@@ -38,7 +40,7 @@ def _parts(value: Any, depth: int) -> Iterator[nn.Module | Optimizer]:
 
 
 def _of_module(module: nn.Module) -> Callable[[], None]:
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if not is_lazy(t)]
+    tensors = [t for _, t in (*members.named_parameters(module), *members.named_buffers(module)) if not is_lazy(t)]
     kept = [(tensor, tensor.detach().clone(), _gradient(tensor)) for tensor in tensors]
     modes = [(part, part.training) for part in module.modules()]
 

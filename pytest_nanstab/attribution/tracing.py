@@ -190,7 +190,7 @@ class Tracing:
 
     def _note_inputs(self, region: Region, step: int) -> None:
         """What the outermost modules were fed with since the step before."""
-        from pytest_nanstab.watching.outputs import inputs_of  # that module imports this room
+        from pytest_nanstab.watching.fed import inputs_of  # that module imports this room
 
         seen = list(region.outputs.fed()) or [
             pair for module, args in self._fed for pair in inputs_of(module, args, None)

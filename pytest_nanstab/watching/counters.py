@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching import measure, members, torch_private
 from pytest_nanstab.watching.measure import PRECISION
 from pytest_nanstab.watching.names import Names
 
@@ -118,7 +118,7 @@ class Counters:
 
     def _candidates(self, optimizer: Any) -> Iterator[_Holder]:
         for root in self._names.roots():
-            for path, part in root.named_modules():
+            for path, part in members.named_modules(root):
                 for store in (part._buffers, part._parameters, vars(part)):
                     for name, container, key in _tensors_of(store):
                         if _may_count(_held(container, key), PRECISION):

@@ -14,7 +14,7 @@ from pytest_nanstab.attribution.entered import AtHand
 from pytest_nanstab.attribution.local import Hint
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.ranks.sharding import ShardedNorm, norm_over
-from pytest_nanstab.watching import measure, scaling, torch_private, verdicts
+from pytest_nanstab.watching import measure, members, scaling, torch_private, verdicts
 from pytest_nanstab.watching.clips import Clip, Clips, factor, raw_norm, without_effect
 from pytest_nanstab.watching.norms import GradientNorm, global_norm, norms_of
 from pytest_nanstab.watching.tally import ENOUGH, Tallies, unreached_clips
@@ -176,7 +176,7 @@ class GradientJudge:
             return []
         elif self.early is None or not self.early.parameters or any(p.grad is None for p in self.early.parameters):
             # One outermost module may hold another: a trainer's own module, and the network that it calls.
-            parameters = {id(p): p for root in self._region.names.roots() for p in root.parameters()}
+            parameters = {id(p): p for root in self._region.names.roots() for p in members.parameters(root)}
             self.early = norm_over([p for p in parameters.values() if p.grad is not None])
         known = held if held or self.early is None else [self.early]
         return [norm for norm in known if norm.thread == here]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -14,13 +13,6 @@ if TYPE_CHECKING:
 
     from pytest_nanstab.findings import Finding
     from pytest_nanstab.watching.region import Region
-
-
-@functools.lru_cache(maxsize=256)
-def may_skip(kind: type) -> bool:
-    """Whether a class of optimizers has a `step` that torch did not write."""
-    home = next(cls for cls in kind.__mro__ if "step" in vars(cls))
-    return not home.__module__.startswith("torch.")
 
 
 class Guarded:
@@ -44,7 +36,7 @@ class Guarded:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self._looking = may_skip(optimizer.__class__)
+        self._looking = torch_private.has_own_step(optimizer.__class__)
         self._optimizer = (optimizer, parameters) if self._looking else None
 
     def looked(self) -> None:

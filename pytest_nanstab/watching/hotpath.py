@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pytest_nanstab.attribution.constructions import record
 from pytest_nanstab.watching import state, torch_private
@@ -155,7 +155,8 @@ def step_hook_of(region: Region) -> Callable[..., Any]:
                 region.inspect(optimizer)
         elif step >= region.due:
             region.inspect(optimizer)
-        recent.clear()
+        recent.calls.clear()
+        recent.stepped = True
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> Any:
         __tracebackhide__ = True
@@ -199,7 +200,7 @@ def with_closure(
 ) -> tuple[Any, Any] | None:
     """New step arguments whose closure is judged after its first evaluation, before parameters change."""
     given = kwargs.get("closure") if "closure" in kwargs else (args[1] if len(args) > 1 else None)
-    if not callable(given) or isinstance(given, torch.nn.Module):
+    if not callable(given) or isinstance(given, nn.Module):
         return None
     evaluations = 0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pytest_nanstab.attribution.local import Hint, user_frames
 from pytest_nanstab.attribution.source import user_spot
-from pytest_nanstab.watching import state, torch_private, verdicts
+from pytest_nanstab.watching import members, state, torch_private, verdicts
 from pytest_nanstab.watching.outputs import Call
 from pytest_nanstab.watching.patches import Patches
 from pytest_nanstab.watching.pending import PendingLoss, leaves_of
@@ -58,7 +58,7 @@ class LossJudge:
         region = self._region
         # What reentrant checkpoints hide from the graph is found among the parameters known otherwise.
         at_home = threading.get_ident() == region.thread
-        hidden = [p for root in region.names.roots() for p in root.parameters()] if at_home else []
+        hidden = [p for root in region.names.roots() for p in members.parameters(root)] if at_home else []
         others = region.state.of_other_threads()
         known = [p for p in (*hidden, *region.state.owned().values()) if id(p) not in others]
         candidates = [*leaves_of(tensors), *known]
@@ -157,7 +157,7 @@ class LossJudge:
         elif pending.data is not None:
             field, name, facts = pending.data
             finding = verdicts.input_of_step(pending, name, field, facts, pending.spot)
-            made = region.behind([fed[1:3] for fed in region.outputs.recent.values()])
+            made = region.behind([call[1:3] for call in region.outputs.recent.latest()])
             region.report(finding, made or pending.made, hint)
             return
         # Without a driver that counts them, a batch is what one backward was called for: told where data are to blame.

@@ -77,9 +77,9 @@ def _walked(obj: Any, path: str, members: Callable[[Any], _Members]) -> Iterator
     seen: dict[int, Any] = {}
     while waiting and len(seen) <= _MAX_CONTAINERS:
         way, node = waiting.pop()
-        if isinstance(node, Tensor):
+        if issubclass(type(node), Tensor):
             yield _path(path, way), node
-        elif node is not None and not isinstance(node, _NUMBERS_AND_TEXTS) and id(node) not in seen:
+        elif node is not None and not issubclass(type(node), _NUMBERS_AND_TEXTS) and id(node) not in seen:
             found = members(node)
             if found:
                 seen[id(node)] = node  # kept alive: another object could get its identity
@@ -97,21 +97,36 @@ def _path(start: str, way: _Way) -> str:
 
 
 def _members_of(node: Any) -> _Members:
-    """What a container holds; nothing of an object that cannot be read."""
+    """What a container holds; nothing of an object that cannot be read.
+
+    Read past the methods of subclasses: those may compute a member when it is asked for, draw random numbers for it or
+    give it away.
+    """
+    kind = type(node)
     try:
-        if isinstance(node, (list, tuple)):
-            return [(f"[{index}]", value) for index, value in enumerate(node)]
-        if isinstance(node, Mapping):
+        if issubclass(kind, (list, tuple)):
+            items = list.__iter__(node) if issubclass(kind, list) else tuple.__iter__(node)
+            return [(f"[{index}]", value) for index, value in enumerate(items)]
+        if issubclass(kind, dict):
             return _named(node)
-        if hasattr(type(node), "__dataclass_fields__"):
-            return [(f".{name}", getattr(node, name, None)) for name in node.__dataclass_fields__]
+        if issubclass(kind, Mapping):
+            return _held_by(node)
+        if hasattr(kind, "__dataclass_fields__"):
+            return [(f".{name}", getattr(node, name, None)) for name in kind.__dataclass_fields__]
     except Exception:  # noqa: BLE001 - a class of the user's, whose methods may raise anything: it shows us nothing
         return []
     return []
 
 
-def _named(members: Mapping[Any, Any]) -> _Members:
-    return [(f".{key}", value) for key, value in members.items()]
+def _named(members: dict[Any, Any]) -> _Members:
+    return [(f".{key}", value) for key, value in dict.items(members)]
+
+
+def _held_by(mapping: Any) -> _Members:
+    """What a mapping of another kind keeps: its only dictionary (`UserDict`, `TensorDict`), else its attributes."""
+    own = vars(mapping)
+    kept = [value for value in own.values() if issubclass(type(value), dict) and value]
+    return _named(kept[0] if len(kept) == 1 else own)
 
 
 def plain(tensor: Tensor) -> Tensor | None:

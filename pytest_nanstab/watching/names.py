@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pytest_nanstab.attribution.source import user_frame
-from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching import measure, members, torch_private
 
 # Looking for what no module has means listing all members: so many are listed in any case, and so many per question, or
 # a model of a hundred thousand tensors would be listed a hundred thousand times.
@@ -67,7 +67,7 @@ class Names:
             self._wrappers.append(weakref.ref(module))
             module = module.module  # names are those of the user's model, without "module."
         self._roots.append(weakref.ref(module))
-        holders = [(path, part._buffers) for path, part in module.named_modules() if part._buffers]
+        holders = [(path, part._buffers) for path, part in members.named_modules(module) if part._buffers]
         if holders:
             self._buffers.append(_Buffers(holders))
 
@@ -80,7 +80,7 @@ class Names:
         """Note the names of parameters that are about to be held: their module may die before they do."""
         wanted = {id(parameter) for parameter in parameters}
         for root in self.roots():
-            for name, parameter in root.named_parameters(remove_duplicate=False):
+            for name, parameter in members.named_parameters(root, every_name=True):
                 if id(parameter) in wanted:
                     self._labels.setdefault(id(parameter), name)
 
@@ -120,7 +120,7 @@ class Names:
     def _list_members(self) -> None:
         self._index.clear()
         for root in self.roots():
-            for name, member in chain(root.named_modules(), root.named_parameters()):
+            for name, member in chain(members.named_modules(root), members.named_parameters(root)):
                 self._index.setdefault(id(member), (weakref.ref(member), name))
         self._listed += max(len(self._index), 1)
 
@@ -138,8 +138,11 @@ class Names:
     def owned(self, tensor: Tensor) -> tuple[str, str] | None:
         """("parameter" or "buffer", dotted name) of a tensor that a known module keeps."""
         for root in self.roots():
-            for kind, members in (("parameter", root.named_parameters()), ("buffer", root.named_buffers())):
-                for name, candidate in members:
+            for kind, found in (
+                ("parameter", members.named_parameters(root)),
+                ("buffer", members.named_buffers(root)),
+            ):
+                for name, candidate in found:
                     if candidate is tensor or _same_memory(candidate, tensor):
                         return kind, name
         return None

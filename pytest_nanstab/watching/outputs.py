@@ -24,7 +24,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pytest_nanstab.attribution.entered import AtHand, Entered, entered_from
 from pytest_nanstab.attribution.source import put_in_by_the_test, user_spot
-from pytest_nanstab.watching import measure, torch_private
+from pytest_nanstab.watching import measure, members, torch_private
+from pytest_nanstab.watching.fed import Recent, bad_input, inputs_of
 from pytest_nanstab.watching.pending import nodes_of
 
 if TYPE_CHECKING:
@@ -80,44 +81,11 @@ class Call:
         return bool(self._nodes) and any(node in self._nodes for node in nodes_of(loss))
 
 
-def bad_input(args: Any, kwargs: Any) -> tuple[str | None, dict[str, Any], bool]:
-    """Where what is handed to a module holds NaN or +Inf, what it looks like, and whether gradients flow through it.
-
-    With a gradient it was computed from parameters, so it is no data.
-
-    An input that holds -Inf and nothing else unusual is an additive attention mask, not bad data.
-    """
-    for path, tensor in _named_inputs(args, kwargs):
-        seen = measure.extent(tensor)
-        if seen is not None and (seen.has_nan or seen.high == float("inf")):
-            facts = {**measure.nonfinite_facts(tensor), **measure.places_in_data(tensor)}
-            with torch_private.past_subclass(tensor):
-                return path, facts, tensor.grad_fn is not None
-    return None, {}, False
-
-
-def inputs_of(module: str, args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors a module was called with, by names for people: "input 0 of Sequential"."""
-    return ((f"{path} of {module}", tensor) for path, tensor in _named_inputs(args, kwargs))
-
-
-def _named_inputs(args: Any, kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    for index, value in enumerate(args):
-        yield from measure.all_tensors_in(value, f"input {index}")
-    for name, value in (kwargs or {}).items():
-        yield from measure.all_tensors_in(value, name)
-
-
 def _facts_at(output: Any, path: str) -> dict[str, Any]:
     for where, tensor in measure.tensors_in(output):
         if where == path:
             return measure.nonfinite_facts(tensor)
     return {}
-
-
-# What an outermost module was called with: (weak reference to it, arguments, keyword arguments), and the function of
-# the user's, called by a trainer, that did it.
-Fed = tuple["weakref.ref[nn.Module]", tuple[Any, ...], dict[str, Any], "Entered | None"]
 
 
 class _Counter:
@@ -130,9 +98,7 @@ class _Counter:
 
     __slots__ = ("call", "calls", "due", "grad", "in_trainer", "looked_at", "module", "training")
 
-    def __init__(
-        self, module: nn.Module, look: Callable[..., None], recent: dict[int, Fed], *, in_trainer: bool
-    ) -> None:
+    def __init__(self, module: nn.Module, look: Callable[..., None], recent: Recent, *, in_trainer: bool) -> None:
         self.module = weakref.ref(module)
         self.calls = self.due = 0
         self.looked_at = perf_counter_ns()
@@ -144,9 +110,8 @@ class _Counter:
         """Judge again as soon as the module is called in another mode than now."""
         self.training, self.grad = module.training, torch.is_grad_enabled()
 
-    def _make_call(
-        self, original: Callable[..., Any], look: Callable[..., None], recent: dict[int, Fed]
-    ) -> Callable[..., Any]:
+    def _make_call(self, original: Callable[..., Any], look: Callable[..., None], recent: Recent) -> Callable[..., Any]:
+        calls_by_key = recent.calls
         key, reference, calling = id(self), self.module, torch_private.calling_code
         traced, flags, grad_enabled = torch_private.traced, torch_private.compiler_flags, torch.is_grad_enabled
         frame = sys._getframe
@@ -163,12 +128,18 @@ class _Counter:
                 if module is reference():
                     look(self, module, args, kwargs, output)
             elif self.grad:
-                recent[key] = reference, args, kwargs, entered_from(caller) if self.in_trainer else None
+                entered = entered_from(caller) if self.in_trainer else None
+                if recent.stepped:
+                    calls_by_key[key] = reference, args, kwargs, entered
+                else:
+                    recent.note(key, reference, args, kwargs, entered)
             return output
 
         return call
 
 
+# The numbers of the forward hooks that are on modules until their calls return.
+TRANSIENT: set[int] = set()
 # The watch that waits for the next outermost call: one at most.
 _LISTENING: list[OutputWatch] = []
 
@@ -198,11 +169,11 @@ class OutputWatch:
         self._installed = False
         self._armed = False
         self._transient: RemovableHandle | None = None
+        self._stale: list[RemovableHandle] = []  # their calls have returned
         self._call = 0  # the identity of the frame that runs the call with that hook
         self._counted: list[_Counter] = []
         self._misses = 0
-        # The calls with gradients on since the last optimizer step, by module: at hand to repeat, gone with the step.
-        self.recent: dict[int, Fed] = {}
+        self.recent = Recent()
         self._thread = threading.get_ident()
         self._started = self._looked_at = self._paused = perf_counter_ns()
         self._own = 0
@@ -243,22 +214,16 @@ class OutputWatch:
 
     def _last_call(self) -> tuple[nn.Module, Any, Any] | None:
         """(module, arguments, keyword arguments) of the last outermost call with gradients on, if they are at hand."""
-        for reference, args, kwargs, _ in reversed(list(self.recent.values())):
-            module = reference()
-            if module is not None:
-                return module, args, kwargs
-        return None
+        return next(((module, args, kwargs) for module, args, kwargs, _ in self.recent.latest()), None)
 
     def fed(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that outermost calls with gradients on were fed with, by a name for people."""
-        for reference, args, kwargs, _ in list(self.recent.values()):
-            module = reference()
-            if module is not None:
-                yield from inputs_of(type(module).__name__, args, kwargs)
+        for module, args, kwargs, _ in reversed(list(self.recent.latest())):
+            yield from inputs_of(type(module).__name__, args, kwargs)
 
     def _entered(self) -> Entered | None:
         """The user's function that a trainer has called and that made the last such call."""
-        return next((fed[3] for fed in reversed(list(self.recent.values())) if fed[3] is not None), None)
+        return next((entered for *_, entered in self.recent.latest() if entered is not None), None)
 
     def forget(self) -> None:
         """Drop the last references to something of the user's."""
@@ -298,9 +263,8 @@ class OutputWatch:
     @torch_private.past_modes
     def bad_data(self) -> tuple[str, str, dict[str, Any]] | None:
         """(field, name of the module, facts) of the NaN or +Inf that a training call of this step was fed."""
-        for reference, args, kwargs, _ in self.recent.values():
-            module = reference()
-            path, facts, computed = (None, {}, False) if module is None else bad_input(args, kwargs)
+        for module, args, kwargs, _ in reversed(list(self.recent.latest())):
+            path, facts, computed = bad_input(args, kwargs)
             if path is not None and not computed:
                 return path, type(module).__name__, facts
         return None
@@ -319,8 +283,12 @@ class OutputWatch:
 
     def _end_call(self) -> None:
         if self._transient is not None:
-            self._transient.remove()
+            self._stale.append(self._transient)
             self._transient = None
+        for handle in self._stale:
+            handle.remove()
+            TRANSIENT.discard(handle.id)
+        self._stale.clear()
 
     def _end_lost_call(self) -> None:
         """Notice that a call has ended without its hook: it was interrupted, or the user has cleared all hooks."""
@@ -353,12 +321,23 @@ class OutputWatch:
             self._misses = 0
         self._judge.first_call(module)
         self._call = id(_calling_frame())
-        self._transient = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+        self._end_call()
+        # A class may have a `register_forward_hook` of its own, for hooks of its own kind.
+        self._transient = nn.Module.register_forward_hook(module, self._leave, with_kwargs=True, always_call=True)
+        TRANSIENT.add(self._transient.id)
         self._own += perf_counter_ns() - begun
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         __tracebackhide__ = True
-        self._end_call()
+        handle = self._transient
+        if handle is None:
+            return
+        if output is None and next(reversed(module._forward_hooks)) != handle.id:
+            # After an exception torch goes on with the hooks that come behind this one, and none may be taken away.
+            self._stale.append(handle)
+            self._transient = None
+        else:
+            self._end_call()
         begun = perf_counter_ns()
         try:
             self._look(module, args, kwargs, output)
@@ -386,7 +365,7 @@ class OutputWatch:
         __tracebackhide__ = True
         self.seen += 1
         if torch.is_grad_enabled():
-            self.recent[id(module)] = weakref.ref(module), args, kwargs, entered_from(sys._getframe())
+            self.recent.note(id(module), weakref.ref(module), args, kwargs, entered_from(sys._getframe()))
         if output is None or not self._watched(module):
             return
         path = measure.has_nan(output)
@@ -395,7 +374,10 @@ class OutputWatch:
 
     def _watched(self, module: nn.Module) -> bool:
         """Whether this module's output is asked for; a wrapper around the one asked for counts as that."""
-        return self._only is None or module is self._only or list(module.children()) == [self._only]
+        if self._only is None or module is self._only:
+            return True
+        inside = members.children(module)
+        return len(inside) == 1 and inside[0] is self._only
 
     @torch_private.past_modes
     def _keep_counting(self, module: nn.Module, output: Any) -> bool:

@@ -92,8 +92,12 @@ class PendingLoss:
         return all(found is None or found.finite for found in seen)
 
     def broke_parameters(self) -> bool:
-        """Whether a tensor that got a gradient from it is not finite now: something has used that gradient."""
-        seen = [extent(trace.leaf) for trace in self._touched if isinstance(trace.leaf, nn.Parameter)]
+        """Whether a tensor that got a gradient from it is not finite now: something has used that gradient.
+
+        One that is no parameter may have been bad before: data with a gradient.
+        """
+        leaves = [leaf for leaf in self.leaves if isinstance(leaf, nn.Parameter) or not self.after_broken]
+        seen = [extent(leaf) for leaf in leaves]
         return any(found is not None and not found.finite for found in seen)
 
     def used_by(self, parameters: Sequence[Tensor]) -> bool | None:

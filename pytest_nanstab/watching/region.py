@@ -35,7 +35,7 @@ from pytest_nanstab.watching.living import Living
 from pytest_nanstab.watching.loss_judge import LossJudge
 from pytest_nanstab.watching.names import Names
 from pytest_nanstab.watching.options import Options
-from pytest_nanstab.watching.outputs import Call, OutputWatch
+from pytest_nanstab.watching.outputs import TRANSIENT, Call, OutputWatch
 from pytest_nanstab.watching.patches import Patches, patch_clips
 from pytest_nanstab.watching.pending import PendingLoss
 from pytest_nanstab.watching.rank_judge import RankJudge
@@ -172,6 +172,7 @@ class Region:
         if self.headroom is not None:
             self.headroom.install()
         torch_private.hide_hooks(self._patches, self.outputs.hidden)
+        torch_private.hide_in_copies(self._patches, TRANSIENT)
         self._patches.attribute(torch.optim.Optimizer, "__init__", hotpath.constructing(self))
         self.outputs.install()
         if self.tracing is not None:

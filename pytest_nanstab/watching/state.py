@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pytest_nanstab.watching import measure
+from pytest_nanstab.watching import measure, members, torch_private
 
 # The watch holds strong references to at most this many optimizers.
 MAX_HELD = 4
@@ -18,7 +18,8 @@ MAX_HELD = 4
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """All parameters of an optimizer, group by group."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    groups = getattr(optimizer, "param_groups", None) or ()  # whoever frees memory by hand may have taken them away
+    return [p for group in groups for p in group["params"]]
 
 
 def bad_parameter(optimizer: Optimizer) -> Tensor | None:
@@ -29,12 +30,17 @@ def bad_parameter(optimizer: Optimizer) -> Tensor | None:
 def bad_state(optimizer: Optimizer) -> tuple[Tensor | None, str, Tensor] | None:
     """(parameter, name of the state, tensor) of the first non-finite tensor an optimizer keeps.
 
-    A single infinity is a bound that nothing has lowered yet.
+    A single infinity is a bound that nothing has lowered yet; so are infinities alone, in an optimizer that is not
+    torch's.
     """
+    kind: Any = type(optimizer)
+    own = torch_private.has_own_step(kind)
     for parameter, state in list(optimizer.state.items()):
         for name, tensor in _state_tensors(state):
             seen = measure.extent(tensor)
-            if seen is not None and (seen.has_nan or (not seen.finite and tensor.numel() > 1)):
+            if seen is None or seen.finite:
+                continue
+            if seen.has_nan or not (tensor.numel() == 1 or (own and seen.low == seen.high)):
                 return (parameter if isinstance(parameter, Tensor) else None), name, tensor
     return None
 
@@ -47,10 +53,10 @@ def _state_tensors(state: Any) -> Iterator[tuple[str, Tensor]]:
 
 def bad_in_module(module: torch.nn.Module) -> tuple[str, str, Tensor] | None:
     """("parameter" or "buffer", name, tensor) of the first NaN, or infinite weight, a module carries into its call."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in members.named_parameters(module):
         if not is_finite(parameter):
             return "parameter", name, parameter
-    for name, buffer in module.named_buffers():
+    for name, buffer in members.named_buffers(module):
         seen = measure.extent(buffer)
         infinite_statistic = name.rpartition(".")[2].startswith("running_") and seen is not None and not seen.finite
         if seen is not None and (seen.has_nan or infinite_statistic):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CellType, SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
@@ -167,6 +167,31 @@ def hide_hooks(patches: Any, hidden: Callable[[], AbstractContextManager[None]])
         return has_any_global_hook
 
     patches.attribute(module, "_has_any_global_hook", make)
+
+
+@functools.lru_cache(maxsize=256)
+def has_own_step(kind: Any) -> bool:
+    """Whether a class of optimizers has a `step` that torch did not write."""
+    home = next(cls for cls in kind.__mro__ if "step" in vars(cls))
+    return not home.__module__.startswith("torch.")
+
+
+def hide_in_copies(patches: Any, ids: Set[int]) -> None:
+    """Let a module be copied or pickled, by itself in its own forward, without the forward hooks of these numbers."""
+    names = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+    def make(original: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+        def state_of(module: Any) -> dict[str, Any]:
+            state = original(module)
+            if any(number in state.get(names[0], ()) for number in ids):
+                for name in names:
+                    hooks = state.get(name, {})
+                    state[name] = type(hooks)((number, hook) for number, hook in hooks.items() if number not in ids)
+            return state
+
+        return state_of
+
+    patches.attribute(nn.Module, "__getstate__", make)
 
 
 # -- a global hook that comes and goes ---------------------------------------------------------------------------------
