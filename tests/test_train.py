@@ -341,6 +341,8 @@ def test_wrong_arguments_raise_at_once(harness, arguments, error, words):
     [
         ({"loss": lambda model: model}, r"loss is called as loss\(model, batch\), which .* does not take: too many"),
         ({"loss": lambda m, b, extra: m}, r"loss is called as loss\(model, batch\), which .* missing a required"),
+        ({"loss": nn.MSELoss()}, r"loss is called as loss\(model, batch\), and MSELoss\(\) takes a prediction"),
+        ({"loss": nn.functional.mse_loss}, r"takes a prediction and a target: write a function, such as lambda model"),
         ({"training_step": lambda: None}, r"training_step is called as training_step\(batch\), which"),
         ({"repair": lambda batch, more: batch}, r"repair is called as repair\(batch\), which"),
     ],

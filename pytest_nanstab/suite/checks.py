@@ -26,7 +26,7 @@ from pytest_nanstab.suite.explaining import explained
 from pytest_nanstab.suite.precision import InapplicableError
 from pytest_nanstab.suite.projection import left_out, parity_notes, projections, underflows
 from pytest_nanstab.suite.setup import Batches, TrainingSetup
-from pytest_nanstab.suite.shared import Training, release, training_of
+from pytest_nanstab.suite.shared import Training, release, skipped, training_of
 from pytest_nanstab.suite.spec import Check, Role
 from pytest_nanstab.suite.state import modes, seeded
 from pytest_nanstab.watching.run import Run
@@ -121,13 +121,6 @@ def _of_this_rank(request: ItemRequest, seed: int) -> Verdict:
         if not error.findings:
             raise
         return Verdict(failing=list(error.findings))
-
-
-def skipped(reason: str) -> BaseException:
-    """A skip that pytest locates at the item: the frames that raise it are ours and hidden."""
-    skip = pytest.skip.Exception(reason)
-    skip._use_item_location = True
-    return skip
 
 
 def _record(request: ItemRequest, seed: int, verdict: Verdict) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -96,12 +97,23 @@ def drive(stepper: Stepper, region: Region, *, steps: int, keep: int = 0) -> lis
             batch = next(stream)
             if number <= keep:
                 kept.append(copied(batch))
-            with explained(stepper.form.precision):
+            with explained(stepper.form.precision), _placed(number, steps):
                 stepper.step(batch)
             # Other ranks would wait for this one.
             if region.ranks.group is None and any(finding.is_nonfinite for finding in region.findings):
                 break
     return [*kept, batch]
+
+
+@contextmanager
+def _placed(number: int, steps: int) -> Iterator[None]:
+    """Tell which batch it was when a step raises, where an exception takes notes (from Python 3.11 on)."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "add_note"):
+            error.add_note(f"in step {number} of {steps}, with batch {number}")
+        raise
 
 
 class Stepper:

@@ -54,7 +54,7 @@ class TrainingSetup:
     def __post_init__(self) -> None:
         _require(isinstance(self.model, nn.Module), "model", self.model, "a torch.nn.Module")
         _require(callable(self.loss), "loss", self.loss, "a function (model, batch) -> scalar tensor")
-        _check_call("loss", self.loss, "model", "batch")
+        _check_loss(self.loss)
         _check_optimizers(self.optimizer)
         check_batches(self.batches, "batches")
         if self.eval_batches is not None:
@@ -128,6 +128,16 @@ def check_batches(value: object, argument: str) -> None:
 def _require(condition: bool, argument: str, value: object, allowed: str) -> None:
     if not condition:
         raise TypeError(f"{argument} must be {allowed}, got {_shown(value)}")
+
+
+def _check_loss(loss: Callable[..., Any]) -> None:
+    """Refuse torch's own losses: they take a prediction and a target, and would be given the model and a batch."""
+    if isinstance(loss, torch.nn.modules.loss._Loss) or getattr(loss, "__module__", "") == "torch.nn.functional":
+        raise TypeError(
+            f"loss is called as loss(model, batch), and {_shown(loss)} takes a prediction and a target: write a "
+            "function, such as lambda model, batch: criterion(model(batch[0]), batch[1])"
+        )
+    _check_call("loss", loss, "model", "batch")
 
 
 def _check_call(argument: str, function: Callable[..., Any], *given: str) -> None:

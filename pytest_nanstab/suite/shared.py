@@ -23,7 +23,7 @@ from pytest_nanstab.suite.exactness import integers_lost
 from pytest_nanstab.suite.expand import ItemRequest
 from pytest_nanstab.suite.observing import Start, observed_passes
 from pytest_nanstab.suite.parity import parity
-from pytest_nanstab.suite.precision import Arithmetic, arithmetic, check_precision
+from pytest_nanstab.suite.precision import Arithmetic, InapplicableError, arithmetic, check_precision
 from pytest_nanstab.suite.setup import Batch, TrainingSetup, optimizers_of
 from pytest_nanstab.suite.state import Snapshot, modes, seeded
 from pytest_nanstab.watching.options import Options
@@ -124,8 +124,19 @@ class _Store:
 _STORE = pytest.StashKey[_Store]()
 
 
+def skipped(reason: str) -> BaseException:
+    """A skip that pytest locates at the item: the frames that raise it are ours and hidden."""
+    skip = pytest.skip.Exception(reason)
+    skip._use_item_location = True
+    return skip
+
+
 def training_of(request: ItemRequest, seed: int) -> Training:
-    """The training behind an item: done now, or by an item before it. Raises again what the training raised."""
+    """The training behind an item: done now, or by an item before it.
+
+    What the training raised is raised again in the item that owns it, `finite_steps`, where that runs in this session;
+    the others skip then.
+    """
     __tracebackhide__ = True
     store = request.item.config.stash.setdefault(_STORE, _Store())
     group = store.groups.setdefault(request.group, {})
@@ -134,6 +145,9 @@ def training_of(request: ItemRequest, seed: int) -> Training:
         store.groups.popitem(last=False)
     if seed not in group:
         group[seed] = outcome_of(partial(_train, request, seed))
+    error, owner = group[seed].error, request.sibling("finite_steps")
+    if isinstance(error, Exception) and not isinstance(error, InapplicableError) and owner not in (None, request.item):
+        raise skipped(f"training raised {type(error).__name__}: see {owner.name}")
     return group[seed].get()
 
 
