@@ -213,7 +213,7 @@ def test_the_summary_of_a_transformer():
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     depth, attention, stream = summary(seen_by(model, torch.randn(4, 10, 32)))
     assert depth.startswith("signal x")
-    assert attention.startswith("attention: at least 0.9")
+    assert attention.startswith("softmax: at least 0.9")
     assert stream.startswith("residual stream x")
 
 

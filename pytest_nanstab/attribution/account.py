@@ -209,9 +209,10 @@ def _exploding(finding: Finding, origin: Origin, known: Known, explosion: Explos
         source=shown(constructed[-1]) if len(constructed) == 1 else first or finding.source,
         evidence=evidence,
         cause=f"exploding: the {explosion.what} grew in every step until {title(origin.guilty)} overflowed; "
-        "the updates overshoot",
-        remedy="lower the learning rate (or warm it up), clip the gradient norm between backward() and step(), "
-        "or scale the inputs",
+        + ("the updates overshoot" if known.outlier is None else "an outlier in the data came before"),
+        remedy=("" if known.outlier is None else "look at that value of the data first; ")
+        + "lower the learning rate (or warm it up), clip the gradient norm between backward() and step(), or scale the "
+        "inputs",
     )
 
 

@@ -14,6 +14,7 @@ from pytest_nanstab.attribution.rule import (
     integers_before,
     is_below,
     is_count_of_nothing,
+    is_infinite,
     is_mask_constant,
     is_nan,
     is_norm,
@@ -188,6 +189,14 @@ ARITHMETIC: tuple[Rule, ...] = (
         lambda c: c.kind == "born" and c.nan and any(is_nan(number) for number in c.made.numbers),
         "a plain number in this operation is NaN",
         "look at where that number comes from: a division by zero in numpy, a missing value",
+        IEEE,
+    ),
+    rule(
+        "mul div add sub pow",
+        "forward",
+        lambda c: not c.nan and any(is_infinite(number) for number in c.made.numbers),
+        "a plain number in this operation is infinite",
+        "look at where that number comes from: a division by zero or an overflow in Python or numpy, a bound never set",
         IEEE,
     ),
     # --- infinities that meet

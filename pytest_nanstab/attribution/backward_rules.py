@@ -48,6 +48,14 @@ BACKWARD: tuple[Rule, ...] = (
         "https://github.com/kornia/kornia/issues/918",
     ),
     rule(
+        "log log2 log10",
+        "backward",
+        lambda c: c.forward_from("softmax", plain=True),
+        "a softmax probability has underflowed: the slope of log is infinite there",
+        "torch.log_softmax(logits, dim) in place of the log of a softmax",
+        pytorch(24933),
+    ),
+    rule(
         "log log2 log10 log1p xlogy",
         "backward",
         always,
@@ -59,8 +67,8 @@ BACKWARD: tuple[Rule, ...] = (
         "div",
         "backward",
         always,
-        "the divisor is zero (or its square underflows), and a mask after the division does not stop its gradient",
-        "make the divisor safe before dividing: clamp_min(eps), or select first",
+        "the divisor is zero, or so small that its square underflows: the derivative divides by that square",
+        "a floor under the divisor before dividing: clamp_min(eps), or softplus(x) + eps where it is learned",
         SLOPE,
     ),
     rule(

@@ -52,14 +52,15 @@ def _of_eps(group: dict[str, Any], dtype: torch.dtype) -> Advice | None:
         return None
     if eps == 0:
         return Advice(
-            "eps is 0: where a gradient is zero the update is 0 / (sqrt(0) + 0)",
+            "eps is 0: where the averaged square of the gradient is 0, or underflows to it, the update divides by 0",
             "give eps its default (1e-8), or 1e-4 in float16",
             _EPS,
         )
     if float(torch.tensor(eps, dtype=dtype)) == 0:
         kind = str(dtype).removeprefix("torch.")
         return Advice(
-            f"eps {eps:g} rounds to 0 in {kind}: where a gradient is zero the update is 0 / 0",
+            f"eps {eps:g} rounds to 0 in {kind}: where the averaged square of the gradient does so too, the update "
+            "divides by 0",
             "keep parameters and optimizer state in float32, or use eps=1e-4",
             _EPS,
         )

@@ -192,8 +192,15 @@ def may_be_masked(case: Case, name: str) -> bool:
 
 
 def _takes_away(made: Made) -> bool:
-    masked = ("where", "masked_fill", "masked_select", "index")
-    return made.op in masked or (made.op in ("mul", "sub") and not made.numbers)
+    """Whether an operation may leave out values: a selection, or a product with something that nothing computed."""
+    if made.op in ("mul", "sub"):
+        return not made.numbers and not (len(made.operands) > 1 and all(_is_computed(o) for o in made.operands))
+    return made.op in ("where", "masked_fill", "masked_select", "index")
+
+
+def _is_computed(made: Made) -> bool:
+    """Whether a value came out of an operation that makes no zeros to mask with: weights of a mixture, a density."""
+    return any(m.op in ("softmax", "sigmoid", "exp", "softplus", "log_softmax") for m in ancestors(made, plain=True))
 
 
 def is_over_infinity(case: Case) -> bool:

@@ -121,8 +121,8 @@ def _value(made: Made, value: float) -> str:
 
 def _ranges(made: Made, operands: list[Operand]) -> list[str]:
     top = largest_of(made.dtype)
-    known = [operand for operand in operands if operand.low is not None][:3]
-    if made.op in _PRODUCTS or made.bad_overflows:
+    known = [operand for operand in operands if operand.low is not None or operand.inf or operand.nan][:3]
+    if made.bad_overflows or (made.op in _PRODUCTS and not any(operand.inf or operand.nan for operand in known)):
         sizes = " and ".join(
             f"{operand.largest:.4g}{_already(operand)}" for operand in known if operand.largest is not None
         )
@@ -141,5 +141,5 @@ def _range(made: Made, operand: Operand) -> str:
     zeros = f", {operand.zeros} zeros" if operand.zeros and operand.low != operand.high else ""
     rest = f" and {bad}" if bad else ""
     ends = [_value(made, end) for end in (operand.low, operand.high) if end is not None]
-    shown = " to ".join(ends[:1] if operand.low == operand.high else ends)
+    shown = " to ".join(ends[:1] if operand.low == operand.high else ends) or "without a finite value"
     return f"{operand.dtype}{list(operand.shape)} {shown}{zeros}{rest}"

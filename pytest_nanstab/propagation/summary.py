@@ -1,4 +1,4 @@
-"""What an observed pass says of a model at large: a line each on depth, attention and the residual stream."""
+"""What an observed pass says of a model at large: a line each on depth, softmax and the residual stream."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _attention(seen: Pass) -> str | None:
     if not known:
         return None
     entropy, spread = min(value for value, _ in known), max(value for _, value in known)
-    return f"attention: at least {entropy:.2g} of the possible entropy, logits at most {spread:.2g} apart"
+    return f"softmax: at least {entropy:.2g} of the possible entropy, logits at most {spread:.2g} apart"
 
 
 def _stream(seen: Pass) -> str | None:

@@ -254,5 +254,6 @@ def _story(one: _Everywhere) -> tuple[str, str]:
         )
     return (
         "its gradient is not averaged over the ranks, while those of the other parameters are",
-        "average it like theirs: dist.all_reduce(p.grad) / world size for every parameter that is stepped",
+        "average it like theirs: dist.all_reduce(p.grad) / world size for every parameter that is stepped; if each "
+        "rank is to have its own, let them begin with different numbers (seed by rank)",
     )

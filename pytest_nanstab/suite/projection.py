@@ -77,7 +77,7 @@ def _small_end(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
 
 
 def left_out(counts: Mapping[str, int]) -> list[str]:

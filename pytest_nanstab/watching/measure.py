@@ -239,20 +239,22 @@ def nonfinite_facts(tensor: Tensor) -> dict[str, Any]:
         values = plain(tensor)
         if values is None:
             return {}
-        bad = ~torch.isfinite(values)
+        bad, undefined = ~torch.isfinite(values), torch.isnan(values)
         good = values[~bad]
-        nan = int(torch.isnan(values).sum())
+        if tensor.is_complex():  # a number is bad where one of its parts is
+            bad, undefined = bad.any(dim=-1), undefined.any(dim=-1)
+        nan = int(undefined.sum())
         facts: dict[str, Any] = {
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
             "count": int(bad.sum()),
-            "of": values.numel(),
+            "of": bad.numel(),
             "nan": nan,
             "inf": int(bad.sum()) - nan,
         }
         if facts["count"]:
             facts["first_index"] = torch.nonzero(bad)[0].tolist()
-        if facts["inf"] and not values.is_complex():
+        if facts["inf"] and not tensor.is_complex():
             facts["negative_inf"] = int(torch.isneginf(values).sum())
         if good.numel():
             facts["range"] = [good.min().item(), good.max().item()]
