@@ -289,7 +289,9 @@ def again(item: pytest.Item, *, explicit: bool) -> str:
     """The command that runs the item alone, from where pytest was started."""
     path, separator, names = plain_id(item).partition("::")
     try:
-        path = Path(os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)).as_posix()
+        # The id of a file outside the root has no path.
+        file = item.config.rootpath / path if path else item.path
+        path = Path(os.path.relpath(file, item.config.invocation_params.dir)).as_posix()
     except ValueError:  # another drive on Windows
         path = str(item.config.rootpath / path)
     node = f"{path}{separator}{names}"

@@ -28,6 +28,11 @@ from pytest_nanstab.config import (
 _ALLOWED_NONFINITE = ("output",)
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:[0-9]+)?")
 _DIGITS = 18  # more tests than this counts there are not
+INI_KEYS = (
+    "nanstab",
+    *(f"nanstab_{name}" for name in LIMIT_NAMES),
+    *(f"nanstab_{name}" for name in ("device", "explain", "fail_grade", "baseline_dir")),
+)
 _MARKER_KEYS = (*LIMIT_NAMES, "allow_nonfinite")
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 MARKER_HELP = (
@@ -89,6 +94,7 @@ def add_ini(parser: pytest.Parser) -> None:
 
 def read(config: pytest.Config) -> Settings:
     """Settings of the session; `pytest.UsageError` names the key, what was given and what is allowed."""
+    _refuse_unknown(config)
     return Settings(
         mode=_mode(config),
         limits=_limits(config),
@@ -100,6 +106,16 @@ def read(config: pytest.Config) -> Settings:
         reports=tuple(_report(config, path) for path in config.getoption("nanstab_report") or ()),
         headroom=config.getoption("nanstab_headroom"),
     )
+
+
+def _refuse_unknown(config: pytest.Config) -> None:
+    """A key that only looks like one of ours would leave a limit out without a word."""
+    overridden = (option.partition("=")[0].strip() for option in config.getoption("override_ini") or ())
+    # pytest 9 has deprecated the public name without another in its place.
+    in_file = config._inicfg if hasattr(config, "_inicfg") else config.inicfg
+    for key in (*in_file, *overridden):
+        if key.startswith("nanstab") and key not in INI_KEYS:
+            raise pytest.UsageError(f"unknown ini key {told(key)}; allowed: {', '.join(INI_KEYS)}{maybe(key, INI_KEYS)}")
 
 
 def _mode(config: pytest.Config) -> str:
@@ -186,7 +202,8 @@ def _ini(config: pytest.Config, key: str, wanted: str) -> Any:
 
 
 def _wrong(config: pytest.Config, key: str, wanted: str, given: str) -> pytest.UsageError:
-    return pytest.UsageError(f"{key} must be {wanted}, got {given} ({_source(config, key)})")
+    quoted = "; write it without quotes" if given.strip("'").startswith('"') else ""
+    return pytest.UsageError(f"{key} must be {wanted}, got {given} ({_source(config, key)}){quoted}")
 
 
 def _source(config: pytest.Config, key: str) -> str:

@@ -134,6 +134,7 @@ class Config:
         defaults = {"nanstab": "explicit", "nanstab_device": "cpu", "nanstab_explain": ""}
         defaults |= {"nanstab_fail_grade": GRADES[-1], "nanstab_baseline_dir": "nanstab_baselines"}
         self.ini, self.options = {**defaults, **dict(ini)}, dict(options)
+        self.inicfg = self.ini
         self.rootpath, self.inipath = root, root / "pytest.ini"
         self.invocation_params = SimpleNamespace(dir=root)
 

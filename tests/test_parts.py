@@ -203,3 +203,74 @@ def test_ratio():
     ran = run_inside(pytester, body)
     assert "operand 1: " in ran.text
     assert "operand 2: " in ran.text
+
+
+BLAME = """
+from torch.func import jvp
+
+class Field(nn.Module):
+    def __init__(self, blocked):
+        super().__init__()
+        self.scores, self.emissions = nn.Parameter(torch.zeros(4, 4)), nn.Linear(8, 4)
+        mask = torch.zeros(4, 4)
+        mask[blocked] = float("-inf")
+        self.register_buffer("mask", mask)
+    def forward(self, x):
+        scores = self.scores + self.mask
+        emissions = self.emissions(x)
+        state = emissions[:, 0]
+        for index in range(1, x.shape[1]):
+            state = torch.logsumexp(state[:, :, None] + scores, 1) + emissions[:, index]  # the sum
+        return torch.logsumexp(state, 1).mean()
+
+def fit(model, loss, steps=3):
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+
+def test_a_mask_that_leaves_nothing():
+    fit(Field((slice(None), 3)), lambda model: model(torch.randn(3, 5, 8)))
+
+def test_a_mask():
+    fit(Field((0, 3)), lambda model: model(torch.randn(3, 5, 8)))
+
+def slope(model):
+    x = torch.rand(16, 4)
+    y, dy = jvp(lambda x: torch.log(model(x)), (x,), (torch.ones_like(x),))  # the logarithm
+    return y.mean() + dy.pow(2).mean()
+
+@pytest.mark.nanstab
+def test_forward_mode(): fit(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), slope)
+
+@pytest.mark.nanstab
+def test_forward_mode_of_positive_numbers():
+    fit(nn.Sequential(nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1), nn.Softplus()), slope)
+
+def quotients(): return torch.log(torch.tensor([[1.0], [0.0], [2.0]]))
+
+def test_a_target():
+    targets = quotients()
+    model = nn.Linear(2, 1)
+    fit(model, lambda model: (model(torch.ones(3, 2)) - targets).square().mean())
+"""
+
+
+def test_who_is_to_blame(pytester):
+    """A mask in a buffer is not; what forward-mode differentiation does is seen; a bad target comes with a command."""
+    ran = run_inside(pytester, BLAME, "--nanstab", "-W", "ignore")  # torch deprecates what its jvp is made of
+    assert ran.outcomes == {
+        "test_a_mask_that_leaves_nothing": "failed",
+        "test_a_mask": "passed",
+        "test_forward_mode": "failed",
+        "test_forward_mode_of_positive_numbers": "passed",
+        "test_a_target": "failed",
+    }
+    source = (pytester.path / "test_it.py").read_text().splitlines()
+    named = {line.rsplit(":", 1)[1] for line in ran.lines if line.startswith("non-finite")}
+    lines = {source[int(number) - 1].rpartition("# ")[2] for number in named}
+    assert {"the sum", "the logarithm"} <= lines
+    assert "every score of a row is -inf" in ran.text or "a row of scores is -inf everywhere" in ran.text
+    assert 'trace     pytest -o nanstab_explain=rerun --nanstab "test_it.py::test_a_target"' in ran.text

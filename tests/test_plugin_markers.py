@@ -193,6 +193,13 @@ def test_a_project_without_tests_is_told_what_to_do(pytester):
          "cuda:1, got 'cuda:' (command line)"),
         (["-o", "nanstab_explain=always"],
          "nanstab_explain must be one of 'rerun', 'local', 'off', got 'always' (command line)"),
+        (["-o", "nanstab_max_gradnorm=3"],
+         "unknown ini key 'nanstab_max_gradnorm'; allowed: nanstab, nanstab_max_loss, nanstab_max_grad_norm, "
+         "nanstab_min_grad_norm, nanstab_max_update_ratio, nanstab_min_headroom_bits, nanstab_device, nanstab_explain, "
+         "nanstab_fail_grade, nanstab_baseline_dir; did you mean 'nanstab_max_grad_norm'?"),
+        (["-o", 'nanstab="report"'],
+         "nanstab must be one of 'explicit', 'all', 'report', 'off', got '\"report\"' (command line); write it "
+         "without quotes"),
         (["-o", "nanstab_fail_grade=bad"], "nanstab_fail_grade must be one of 'typical data', 'fresh model', 'trained "
          "model', 'adversarial training', 'scaled weights', 'zeroed weights', got 'bad' (command line)"),
         (

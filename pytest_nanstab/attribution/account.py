@@ -11,11 +11,21 @@ from pytest_nanstab.attribution.case import Case
 from pytest_nanstab.attribution.causes import advice_for
 from pytest_nanstab.attribution.growth import Explosion
 from pytest_nanstab.attribution.history import Bad, Made
-from pytest_nanstab.attribution.origin import Origin, chain_of, first_use, home_of, is_intended, line_of, title
+from pytest_nanstab.attribution.origin import (
+    Origin,
+    chain_of,
+    first_use,
+    home_of,
+    is_intended,
+    line_of,
+    origin_of,
+    title,
+)
 from pytest_nanstab.attribution.rates import bad_rate_set_at
 from pytest_nanstab.attribution.source import is_users_own, shown
 from pytest_nanstab.attribution.wording import details_of
 from pytest_nanstab.findings import Finding, Kind
+from pytest_nanstab.watching.verdicts import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +75,7 @@ class Known:
 
 def retold(finding: Finding, origin: Origin, known: Known) -> Finding:
     """The finding with everything its origin tells."""
+    origin = _past_masks(origin, known)
     guilty = origin.guilty
     if _came_in(guilty) or (finding.kind == "nonfinite-input" and _is_stated(origin)):
         return _from_elsewhere(finding, origin, known)
@@ -73,6 +84,18 @@ def retold(finding: Finding, origin: Origin, known: Known) -> Finding:
     if guilty.phase == "optimizer":
         return _by_optimizer(finding, origin, known)
     return _by_operation(finding, origin, known)
+
+
+def _past_masks(origin: Origin, known: Known) -> Origin:
+    """The origin, if a buffer that holds nothing bad but -inf is none: it is a mask, and meant."""
+    bad = origin.guilty.bad
+    if bad is None or bad.kind != "outside" or bad.tensor is None or bad.nan or bad.intended:
+        return origin
+    is_mask = bad.facts.get("negative_inf") == bad.facts.get("inf")
+    if not is_mask or (known.names.owned(bad.tensor) or ("",))[0] != "buffer":
+        return origin
+    bad.intended = True
+    return origin_of(origin.sink)
 
 
 def _from_elsewhere(finding: Finding, origin: Origin, known: Known) -> Finding:
@@ -294,7 +317,7 @@ def _data(finding: Finding, origin: Origin, *, name: str, facts: dict[str, Any],
         phase="data",
         source=source or finding.source,
         evidence={**batch, **_rest(finding), "tensor": name, "field": name, **facts, **_way(finding, origin)},
-        cause="it was there before any operation of the step: in the batch, or kept from an earlier one",
+        cause=KEPT,
         remedy="reject or repair it where the batch is made; assert_finite_batches(loader) finds every such row",
     )
 

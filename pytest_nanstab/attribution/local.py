@@ -321,7 +321,7 @@ def _expression(dotted: str) -> Any:
 
 def advised(finding: Finding) -> Finding:
     """The finding with the command that shows its operation, where one would."""
-    arrived = finding.cause == verdicts.ARRIVED  # only that it did: a rerun sees the way
+    arrived = finding.cause in (verdicts.ARRIVED, verdicts.KEPT)  # only that it did: a rerun sees the way
     if finding.op is not None or (finding.cause is not None and not arrived):
         return finding
     command, more = _traced(finding), {}

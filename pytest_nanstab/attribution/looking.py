@@ -40,6 +40,8 @@ def _plain(values: Any) -> bool:
 def is_bad(tensor: Tensor) -> bool:
     """Whether a floating tensor holds a NaN or an infinity; False where it cannot be read."""
     if type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided and not tensor.is_meta:
+        if tensor._is_zerotensor():
+            return False
         if not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
             return bool(tensor.is_complex() and tensor.numel()) and _extent_is_bad(tensor)
         try:

@@ -116,8 +116,12 @@ def past_modes(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def unreadable(tensor: Tensor) -> bool:
-    """Whether a tensor holds no number that may be read now: no storage, a symbol, or a CUDA graph being captured."""
-    if tensor.is_meta or is_functorch_wrapped(tensor):
+    """Whether a tensor holds no number that may be read now.
+
+    It has no storage, is a symbol or one of the zeros that forward-mode differentiation makes without memory, or a CUDA
+    graph is being captured.
+    """
+    if tensor.is_meta or is_functorch_wrapped(tensor) or tensor._is_zerotensor():
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 

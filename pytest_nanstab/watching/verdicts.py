@@ -53,6 +53,7 @@ def loss(pending: PendingLoss, module: str | None, **extra: Any) -> Finding:
     )
 
 
+KEPT = "it was there before any operation of the step: in the batch, or kept from an earlier one"
 ARRIVED = "it was there before the model was called: in the batch, or made on its way to the model"
 
 
