@@ -115,7 +115,9 @@ def _refuse_unknown(config: pytest.Config) -> None:
     in_file = config._inicfg if hasattr(config, "_inicfg") else config.inicfg
     for key in (*in_file, *overridden):
         if key.startswith("nanstab") and key not in INI_KEYS:
-            raise pytest.UsageError(f"unknown ini key {told(key)}; allowed: {', '.join(INI_KEYS)}{maybe(key, INI_KEYS)}")
+            raise pytest.UsageError(
+                f"unknown ini key {told(key)}; allowed: {', '.join(INI_KEYS)}{maybe(key, INI_KEYS)}"
+            )
 
 
 def _mode(config: pytest.Config) -> str:

@@ -676,6 +676,27 @@ def test_net():
     assert "bfloat16 drops updates smaller than 0.4 % of a weight" in " ".join(run.text.split())
 
 
+def test_a_group_whose_rate_is_0_is_told(run):
+    """It fails nothing, since it may be meant."""
+    run(
+        """
+def halves(rate):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": rate}]
+    return setup_of(model=model, optimizer=torch.optim.SGD(groups, lr=0.01))
+
+@stability_suite(steps=12, checks=["gradient_bounds"])
+def test_still(): return halves(0.0)
+
+@stability_suite(steps=12, checks=["gradient_bounds"])
+def test_moving(): return halves(1e-3)
+""",
+        "-v",
+    )
+    run.result.assert_outcomes(passed=2)
+    assert run.text.count("has gradients, and its learning rate was 0 at every step: 2.weight and 1 more") == 1
+
+
 def test_a_bias_in_front_of_batch_norm_is_not_stuck(run):
     """Its gradient is zero but for rounding: that no step changes it is no fault."""
     run(

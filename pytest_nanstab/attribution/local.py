@@ -30,7 +30,7 @@ from pytest_nanstab.attribution.source import RUNNER, is_user_file
 from pytest_nanstab.attribution.tracing import LocalTrace, optimizers_of
 from pytest_nanstab.findings import Finding
 from pytest_nanstab.watching import measure, torch_private, verdicts
-from pytest_nanstab.watching.names import Names
+from pytest_nanstab.watching.names import Names, owner
 from pytest_nanstab.watching.pending import leaves_of
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def behind_assertion(error: BaseException) -> Finding | None:
     if frame is None:
         return None
     scope = slices.scope_of_frame(frame)
-    for name, tensor, owner in asserted.bad_tensors(frame, line):
-        found = slices.slice_of(scope, line, _state_of, _expression(owner))
+    for name, tensor, holder in asserted.bad_tensors(frame, line):
+        found = slices.slice_of(scope, line, _state_of, _expression(holder))
         if found is not None and found.body:
             told = _told_of(found, asserted.asserted(name, tensor, frame, line))
             if told is not None:
@@ -143,6 +143,7 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
         if made is None or trace.failed is not None:
             return None
         known = Known(region.names, trace.batch_size, explosion_in(region.run, Growth()), optimizers_of(region))
+        finding = _of_leaf(finding, None if trace.leaf is None else region.names.parameter(trace.leaf))
         told = retold(finding, origin_of(made), known)
         told = _of_another_draw(told) if drew() else told
     if finding.kind == "nonfinite-input" and told.evidence.get("chain"):
@@ -151,6 +152,19 @@ def _tried(region: Region, finding: Finding, way: _Way) -> Finding | None:
     if told.op is None and told.phase != "data" and told.kind == finding.kind:
         return None
     return told
+
+
+def _of_leaf(finding: Finding, name: str | None) -> Finding:
+    """The finding about the gradient that went bad by itself: a clip has spoiled all of them together."""
+    before = finding.evidence.get("parameter")
+    if name is None or before is None or name == before:
+        return finding
+    return replace(
+        finding,
+        message=finding.message.replace(f"gradient of {before}", f"gradient of {name}"),
+        module=owner(name),
+        evidence={**finding.evidence, "parameter": name, "tensor": f"gradient of {name}"},
+    )
 
 
 def _of_another_draw(finding: Finding) -> Finding:
@@ -286,7 +300,9 @@ def _behind_gradient(trace: LocalTrace, loss: Any, leaves: Sequence[Tensor]) -> 
         for leaf, _ in kept:
             leaf.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        return trace.behind([leaf.grad for leaf in leaves if leaf.grad is not None])
+        known = ((leaf, trace.behind(leaf.grad)) for leaf in leaves if leaf.grad is not None)
+        trace.leaf, made = next(((leaf, made) for leaf, made in known if made is not None), (None, None))
+        return made
     finally:
         for leaf, gradient in kept:
             leaf.grad = gradient

@@ -9,6 +9,7 @@ from pytest_nanstab.attribution.history import Made
 from pytest_nanstab.attribution.operations import friendly, of_node
 
 _CONSTANTS = frozenset({"scalar_tensor", "full", "full_like", "fill", "tensor"})
+_CLIPS = ("clip_grad", "get_total_norm")
 _MOVES = frozenset(
     {"clone", "copy", "to", "contiguous", "expand", "view", "slice", "select", "cat", "stack", "index", "t"}
     | {"transpose", "permute", "reshape", "squeeze", "unsqueeze", "unbind", "split", "accumulate_grad"}
@@ -155,7 +156,7 @@ def title(made: Made) -> str:
     """What an operation is called in a finding: "exp", "nll_loss in cross_entropy", "sqrt backward"."""
     if made.bad is not None and made.bad.kind == "outside":
         return made.bad.name or "a tensor"
-    if made.phase == "optimizer" and made.by is not None:
+    if made.phase == "optimizer" and made.by is not None and not is_in_clip(made):  # a closure may clip
         return f"{made.op} in {type(made.by).__name__}"
     if made.phase == "backward":
         return _derivative(made)
@@ -163,6 +164,16 @@ def title(made: Made) -> str:
     around = made.place.functional or (made.bad.called if made.bad is not None else None)
     around = friendly((around or name).strip("_"))
     return name if around == name else f"{name} in {around}"
+
+
+def is_in_clip(made: Made) -> bool:
+    """Whether one of torch's functions that clip gradients ran an operation."""
+    return made.place.functional is not None and made.place.functional.strip("_").startswith(_CLIPS)
+
+
+def came_by_clip(origin: Origin) -> bool:
+    """Whether a bad value came by the norm that a clip takes of all gradients together."""
+    return any(made.op == "norm" and is_in_clip(made) for made in origin.path)
 
 
 def _derivative(made: Made) -> str:

@@ -235,10 +235,12 @@ class LocalTrace:
 
     Attributes:
         batch_size: the first size of what the outermost module was called with.
+        leaf: the tensor whose gradient was found to be bad.
     """
 
     def __init__(self, names: Names) -> None:
         self.batch_size: int | None = None
+        self.leaf: Tensor | None = None
         self._names = names
         self._tracer = Tracer()
         self._handles: list[RemovableHandle] = []
@@ -284,6 +286,7 @@ class LocalTrace:
 
     def forget(self) -> None:
         """Drop every reference to the user's objects."""
+        self.leaf = None
         self._tracer.forget()
 
     def _enter_module(self, module: nn.Module, args: Any) -> None:

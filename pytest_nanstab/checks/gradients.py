@@ -434,10 +434,25 @@ def notes(trained: Trained) -> list[str]:
         ("never got a gradient (unused, detached, or made under no_grad)", unused),
         ("got only zero gradients", zero),
         ("has gradients, and no optimizer steps it", foreign),
+        ("has gradients, and its learning rate was 0 at every step", _without_rate(trained)),
         ("no step changed it, its dtype rounds the updates away", trained.stuck if only_rounding(trained) else []),
     ]
     unseen = next((seen.failed for seen in trained.passes if seen.failed), None)
     return [
         *(f"{what}: {several(names)}" for what, names in told if names and histories),
         *([f"depth, dead and flat units not judged, no pass could be observed: {unseen}"] if unseen else []),
+    ]
+
+
+def _without_rate(trained: Trained) -> list[str]:
+    """The parameters that got gradients and were never moved, in groups whose learning rate is 0."""
+    groups = (group for optimizer in trained.optimizers for group in optimizer.param_groups)
+    still = {id(p) for group in groups if float(group.get("lr", 1.0)) == 0 for p in group["params"]}
+    return [
+        name
+        for name, parameter in trained.model.named_parameters()
+        if id(parameter) in still
+        and (history := trained.run.parameters.get(name)) is not None
+        and any(history.grad_norm)
+        and not any(history.update_ratio)
     ]

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pytest_nanstab.attribution.entered import AtHand
 from pytest_nanstab.attribution.local import Hint
+from pytest_nanstab.attribution.origin import came_by_clip, origin_of
 from pytest_nanstab.attribution.source import user_spot
 from pytest_nanstab.ranks.sharding import ShardedNorm, norm_over
 from pytest_nanstab.watching import measure, members, scaling, torch_private, verdicts
@@ -100,7 +101,7 @@ class GradientJudge:
     def _report_nonfinite(self, optimizer: Optimizer, parameters: list[Tensor], clips: list[Clip]) -> None:
         __tracebackhide__ = True
         region, spot = self._region, user_spot(2)
-        for parameter in parameters:
+        for parameter in self._roots_first(parameters, clips):
             seen = None if parameter.grad is None else measure.extent(parameter.grad)
             if seen is not None and not seen.finite:
                 name = region.names.label(optimizer, parameter)
@@ -112,6 +113,15 @@ class GradientJudge:
         clip = next((c for c in clips if c.raw is not None and not math.isfinite(c.raw)), None)
         if clip is not None and clip.raw is not None:
             region.report(verdicts.norm_overflow(region.run.steps, clip.raw, clip.spot or spot))
+
+    def _roots_first(self, parameters: list[Tensor], clips: list[Clip]) -> list[Tensor]:
+        """The parameters, first those that a clip has not broken: its norm is that of all gradients together."""
+        if not any(clip.raw is not None and not math.isfinite(clip.raw) for clip in clips):
+            return parameters
+        behind = [None if p.grad is None else self._region.behind(p.grad) for p in parameters]
+        by_itself = [made is not None and not came_by_clip(origin_of(made)) for made in behind]
+        ordered = sorted(zip(by_itself, parameters, strict=True), key=lambda pair: not pair[0])
+        return [parameter for _, parameter in ordered]
 
     def _judge_clips(self, clips: list[Clip], norm: GradientNorm, before: int, received: float) -> None:
         __tracebackhide__ = True
