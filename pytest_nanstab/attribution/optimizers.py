@@ -75,6 +75,12 @@ def _of_size(origin: Origin, group: dict[str, Any]) -> Advice:
             "guard the division: add eps, or leave the update out where the divisor is 0",
             "IEEE 754",
         )
+    if guilty.op == "addcmul":
+        return Advice(
+            f"the square of the gradient overflows {guilty.dtype} in the optimizer's second moment",
+            "look at what makes the gradient this large: scale the loss or the inputs down, normalise",
+            "IEEE 754",
+        )
     rate = group.get("lr")
     number = float(rate) if isinstance(rate, (int, float)) and math.isfinite(rate) else None
     rate_shown = f" (lr {number:g})" if number is not None else ""

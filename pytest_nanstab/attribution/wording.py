@@ -68,7 +68,7 @@ def _at_the_edge(made: Made, operands: list[Operand]) -> str | None:
     if math.prod(operands[0].shape) == 0:
         return f"{made.op} of an empty tensor, {operands[0].dtype}{list(operands[0].shape)}"
     if operands[0].at is not None and operands[0].shape and _is_the_input(made, operands):
-        return f"input {_value(made, operands[0].at)} there"
+        return f"the input is {_value(made, operands[0].at)} there"
     return None
 
 

@@ -20,6 +20,7 @@ from pytest_nanstab.watching.state import hyperparameters
 ENOUGH = 10  # steps
 _LARGE_EPS = 1e-2
 _NAMED = 4
+_UNDERFLOW = "; or all of them are below 6e-8, the smallest number of float16"
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,16 @@ def _without_effect(trained: Trained) -> Finding | None:
             "the optimizer steps other tensors: clones, or parameters that were replaced after it was made",
             "make the optimizer from model.parameters() after the model is complete",
         )
+    in_half = str((trained.context or {}).get("precision", "")).startswith("16-")
     if known:
         return _stuck_finding(
             trained,
             f"every gradient of all {run.steps} steps is exactly 0",
             None,
-            "the loss does not depend on the parameters where it is: dead units, a rounding, or a factor of 0",
-            "look for what is constant between the parameters and the loss",
+            "the loss does not depend on the parameters where it is: dead units, a rounding, or a factor of 0"
+            + (_UNDERFLOW if in_half else ""),
+            "look for what is constant between the parameters and the loss"
+            + ("; scale the loss (GradScaler), or use bfloat16" if in_half else ""),
         )
     return _stale(trained)
 

@@ -185,12 +185,15 @@ class LossJudge:
         steps = region.run.steps
         if carried is not None:
             what, name, tensor = carried
+            made = region.behind(tensor)
+            if made is None and region.tracing is not None:  # at the end operations are traced no more
+                made = region.tracing.behind_at_end(tensor)
             if call.is_meant and not (region.options.dense or steps or region.backwards):
                 return  # nothing was trained, and the test's own code speaks of NaN or infinity
             if what == "buffer":
-                region.report(verdicts.buffer(steps, name, tensor, call.spot, "eval"), region.behind(tensor))
+                region.report(verdicts.buffer(steps, name, tensor, call.spot, "eval"), made)
             else:
-                region.report(region.state.carried(steps, tensor, name, call.spot), region.behind(tensor))
+                region.report(region.state.carried(steps, tensor, name, call.spot), made)
         elif call.input_path is None:
             hint = Hint(call=(call.module, call.args, call.kwargs))
             region.report(verdicts.output(call, verdicts.display_name(call.module), steps), call.made, hint)
