@@ -12,10 +12,12 @@ def read(path: Path) -> Any:
     """What a file holds.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no UTF-8, or no strict JSON: says where.
+        OSError: it cannot be read, or is no regular file: a pipe would be waited for without end.
+        ValueError: it is no UTF-8 (a byte order mark is passed over), or no strict JSON: says where.
     """
-    return loads(path.read_text(encoding="utf-8"))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(f"{path.name} is no regular file")
+    return loads(path.read_text(encoding="utf-8-sig"))
 
 
 def loads(text: str) -> Any:

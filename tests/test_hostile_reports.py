@@ -130,13 +130,29 @@ DAMAGED = {
     "many digits": ('{"schema": 1, "tests": [' + "9" * 5000 + "]}", "digits"),
     "not UTF-8": (b'{"schema": 1, "tests": ["\xff"]}', "can't decode byte 0xff in position 25"),
     "UTF-16": (json.dumps(GOOD).encode("utf-16"), "can't decode"),
-    "with a mark": (b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), "BOM"),
     "binary": (bytes(range(256)), "can't decode"),
     "empty": ("", "line 1 column 1"),
     "schema true": ('{"schema": true, "tests": []}', "schema True, this version reads 1"),
     "schema text": (json.dumps({"schema": NASTY, "tests": []}), "this version reads 1"),
     "tests an object": ('{"schema": 1, "tests": {}}', "no list of tests"),
 }
+
+
+def test_a_byte_order_mark_is_passed_over(folder):
+    """As editors on Windows write it."""
+    whole = json.dumps(GOOD).encode()
+    status, _out, err = compared(folder, whole, b"\xef\xbb\xbf" + whole)
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "pipe.json")
+    err = io.StringIO()
+    with redirect_stderr(err):
+        assert main(["compare", str(tmp_path / "pipe.json")]) == 2
+    assert "pipe.json is no regular file" in err.getvalue()
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -97,7 +97,7 @@ def test_counts(records, first):
     ("width", "line"),
     [
         (115, f"non-finite  {GPT}  step 3  blocks.2.attn  models/attention.py:31"),
-        (100, "non-finite  tests/test_gpt.py::t…ial_batches-32-true]  step 3  blocks.2.attn  models/attention.py:31"),
+        (100, "non-finite  tests…st_gpt[adversarial_batches-32-true]  step 3  blocks.2.attn  models/attention.py:31"),
         (80, "non-finite  tests/test…s-32-true]  step 3  blocks.2.attn  models/attention.py:31"),
         (76, "non-finite  tests/tes…s-32-true]  step 3  bloc….attn  models/attention.py:31"),
         (70, "non-finite  tests/test_g…ches-32-true]  step 3  models/attention.py:31"),

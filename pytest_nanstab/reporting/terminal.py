@@ -132,7 +132,7 @@ def _failure_line(group: str, record: Record, width: int) -> str:
             room = shortest
         if room >= shortest:
             break
-    return "  ".join([group, text.cut_middle(node, max(room, shortest)), *given])
+    return "  ".join([group, text.cut_id(node, max(room, shortest)), *given])
 
 
 # --- the margins

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 ELLIPSIS = "…"
+_LEAST = 4  # columns for the rest of an id
 _TABLE_ROWS = 20
 _NARROWEST = 6
 _PATHS = frozenset({"layer"})  # columns of dotted paths
@@ -61,6 +62,17 @@ def cut_middle(text: str, width: int) -> str:
         return text
     head = _head(text, (width - 1) // 2)
     return head + ELLIPSIS + _head(text[::-1], width - 1 - columns(head))[::-1]
+
+
+def cut_id(text: str, width: int) -> str:
+    """A test's id, or as much of it as fits: what stands in brackets tells the items of a suite apart."""
+    bracket = text[text.index("[", text.rfind("::")) :] if "[" in text[text.rfind("::") :] else ""
+    room = width - 1 - columns(bracket)
+    if columns(text) <= width or room >= columns(bracket) or room < _LEAST:
+        return cut_middle(text, width)
+    rest = text.removesuffix(bracket)
+    head = _head(rest, room // 2)
+    return head + ELLIPSIS + _head(rest[::-1], room - columns(head))[::-1] + bracket
 
 
 def cut_left(text: str, width: int) -> str:
@@ -157,7 +169,7 @@ def _total(widths: Iterable[int]) -> int:
 
 def _table_line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool], paths: Sequence[bool]) -> str:
     shown = [
-        pad((cut_left if path else cut_middle)(cell, width), width, right=right) if width else ELLIPSIS
+        pad((cut_left if path else cut_id)(cell, width), width, right=right) if width else ELLIPSIS
         for cell, width, right, path in zip(cells, widths, numeric, paths, strict=False)
     ]
     return "  ".join(shown).rstrip()
