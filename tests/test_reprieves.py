@@ -328,6 +328,16 @@ def test_a_bound_that_nothing_has_lowered():
     model = Small()
     fit(model, optimizer=Smallest(model.parameters()))
 
+def number_of_a_hook():
+    tensor = torch.tensor(1.0, requires_grad=True)
+    tensor.register_hook(lambda gradient: gradient)
+    return next(iter(tensor._backward_hooks))
+
+def test_hooks_are_numbered_as_without_a_watch():
+    first = number_of_a_hook()
+    fit(Small())
+    assert number_of_a_hook() == first + 1 < 2**30
+
 def test_what_is_freed():
     first, second = nn.Linear(3, 3), nn.Linear(3, 1)
     x = torch.ones(2, 3)

@@ -243,3 +243,14 @@ def test_hooks_on_accumulated_gradients_are_seen():
     assert torch_private.acts_on_arrival(weight)
     handle.remove()
     assert not torch_private.acts_on_arrival(weight)
+
+
+def test_hooks_of_ours_take_no_numbers():
+    """The counter is torch's own: a hook registered in between gets the next of the others' numbers."""
+    before = torch.utils.hooks.RemovableHandle.next_id
+    module = nn.Linear(1, 1)
+    with torch_private.numbered_apart():
+        ours = module.register_forward_hook(lambda *_: None)
+    theirs = module.register_forward_hook(lambda *_: None)
+    assert ours.id >= 2**40
+    assert theirs.id == before

@@ -53,7 +53,8 @@ class Guarded:
             optimizer, parameters = self._optimizer
             with torch_private.unseen():
                 self._before = [(p, p._version, p.detach().clone()) for p in parameters if not p.is_inference()]
-            self._handle = optimizer.register_step_post_hook(self._stepped)
+            with torch_private.numbered_apart():
+                self._handle = optimizer.register_step_post_hook(self._stepped)
         self._held.append(finding)
         return True
 

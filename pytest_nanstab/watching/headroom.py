@@ -71,7 +71,8 @@ class Headroom:
 
     def install(self) -> None:
         """Begin to look at the outputs of modules."""
-        self._handle = register_module_forward_hook(self._returned)
+        with torch_private.numbered_apart():
+            self._handle = register_module_forward_hook(self._returned)
 
     def remove(self) -> None:
         """Stop looking at outputs."""

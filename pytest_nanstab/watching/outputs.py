@@ -323,7 +323,8 @@ class OutputWatch:
         self._call = id(_calling_frame())
         self._end_call()
         # A class may have a `register_forward_hook` of its own, for hooks of its own kind.
-        self._transient = nn.Module.register_forward_hook(module, self._leave, with_kwargs=True, always_call=True)
+        with torch_private.numbered_apart():
+            self._transient = nn.Module.register_forward_hook(module, self._leave, with_kwargs=True, always_call=True)
         TRANSIENT.add(self._transient.id)
         self._own += perf_counter_ns() - begun
 

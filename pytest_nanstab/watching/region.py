@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pytest_nanstab.attribution import local, plan
 from pytest_nanstab.attribution.local import Hint
@@ -165,10 +164,10 @@ class Region:
             self._patches.attribute(context, "__enter__", hotpath.entering(self))
         self._patches.attribute(nn.Module, "train", hotpath.switching(self))
         if self.tracing is not None:  # what a step was fed with is forgotten when it is counted
-            self._patches.handle(register_optimizer_step_pre_hook(self.tracing.before_counting(self)))
-        self._patches.handle(register_optimizer_step_pre_hook(hotpath.step_hook_of(self)))
+            self._patches.handle(torch_private.register_step_pre_hook(self.tracing.before_counting(self)))
+        self._patches.handle(torch_private.register_step_pre_hook(hotpath.step_hook_of(self)))
         if self._looks_after:
-            self._patches.handle(register_optimizer_step_post_hook(hotpath.outside_graphs(self._after_step)))
+            self._patches.handle(torch_private.register_step_post_hook(hotpath.outside_graphs(self._after_step)))
         if self.headroom is not None:
             self.headroom.install()
         torch_private.hide_hooks(self._patches, self.outputs.hidden)

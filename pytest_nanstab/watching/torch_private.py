@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.utils._python_dispatch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -198,6 +200,25 @@ def hide_in_copies(patches: Any, ids: Set[int]) -> None:
     patches.attribute(nn.Module, "__getstate__", make)
 
 
+# -- hooks with numbers of their own ---------------------------------------------------------------------------------
+
+_APART = 2**40  # nobody registers so many
+
+
+@contextmanager
+def numbered_apart() -> Iterator[None]:
+    """Let the user's hooks get the numbers that they would have without ours; without this they get later ones."""
+    global _APART
+    theirs, RemovableHandle.next_id = RemovableHandle.next_id, _APART
+    try:
+        yield
+    finally:
+        _APART, RemovableHandle.next_id = RemovableHandle.next_id, theirs
+
+
+register_step_pre_hook = numbered_apart()(register_optimizer_step_pre_hook)
+register_step_post_hook = numbered_apart()(register_optimizer_step_post_hook)
+
 # -- a global hook that comes and goes ---------------------------------------------------------------------------------
 
 _global_pre_hooks: Any = _private("nn.modules.module._global_forward_pre_hooks", None)
@@ -212,7 +233,8 @@ def put_global_hook(hook: Callable[..., Any]) -> None:
     """
     handle = _handles.get(hook)
     if handle is None or _global_pre_hooks is None:
-        _handles[hook] = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+        with numbered_apart():
+            _handles[hook] = torch.nn.modules.module.register_module_forward_pre_hook(hook)
     else:
         _global_pre_hooks[handle.id] = hook
 
