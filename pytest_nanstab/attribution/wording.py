@@ -139,7 +139,6 @@ def _already(operand: Operand) -> str:
 def _range(made: Made, operand: Operand) -> str:
     bad = ", ".join(f"{count} {word}" for count, word in ((operand.nan, "NaN"), (operand.inf, "inf")) if count)
     zeros = f", {operand.zeros} zeros" if operand.zeros and operand.low != operand.high else ""
-    rest = f" and {bad}" if bad else ""
     ends = [_value(made, end) for end in (operand.low, operand.high) if end is not None]
-    shown = " to ".join(ends[:1] if operand.low == operand.high else ends) or "without a finite value"
-    return f"{operand.dtype}{list(operand.shape)} {shown}{zeros}{rest}"
+    shown = " to ".join(ends[:1] if operand.low == operand.high else ends)
+    return f"{operand.dtype}{list(operand.shape)} {' and '.join(filter(None, [shown + zeros, bad]))}"
