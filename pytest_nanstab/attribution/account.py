@@ -92,9 +92,10 @@ def _past_masks(origin: Origin, known: Known) -> Origin:
     if bad is None or bad.kind != "outside" or bad.tensor is None or bad.nan or bad.intended:
         return origin
     is_mask = bad.facts.get("negative_inf") == bad.facts.get("inf")
-    if not is_mask or (known.names.owned(bad.tensor) or ("",))[0] != "buffer":
+    kind, name = known.names.owned(bad.tensor) or ("", "")
+    if not is_mask or kind != "buffer":
         return origin
-    bad.intended = True
+    bad.intended, bad.name = True, name
     return origin_of(origin.sink)
 
 
