@@ -203,6 +203,13 @@ def _watched(item: pytest.Item, watch: ItemWatch) -> Generator[None, object, obj
         return (yield)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where several processes run beside each other, each tells which tests it has."""
+    from pytest_nanstab.ranks import place
+
+    place.collected(item.nodeid for item in session.items)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a suite's case in place of the bare factory."""

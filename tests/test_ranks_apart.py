@@ -72,6 +72,18 @@ def test_a_rank_that_passes_by_is_not_waited_for(group):
     assert group.silent == set()
 
 
+def test_a_rank_without_the_test_is_not_waited_for(group, monkeypatch):
+    """It has told which tests it has; one that has not, or has this one, may still come."""
+    monkeypatch.setattr(place, "COLLECTED", ["test_a.py::test_here", "test_a.py::test_other"])
+    group._store.set("pytest_nanstab/tests/1", '["test_a.py::test_other"]')
+    group._store.set("pytest_nanstab/tests/2", '["test_a.py::test_here"]')
+    speaker = threading.Timer(0.8, say, (group, "test_a.py::test_here 0", 2, "{}"))
+    speaker.start()
+    assert set(group.gather("test_a.py::test_here 0", {})) == {0, 2}
+    speaker.join()
+    assert group.silent == set()
+
+
 def test_rounds_of_a_label_are_apart(group):
     """What was said in an earlier round is no answer to a later one, also after a group was formed anew."""
     for round_ in (1, 2):

@@ -20,6 +20,7 @@ from pytest_nanstab.watching import torch_private
 
 PATIENCE_S = 60.0  # ranks reach the end of a test together, unless one saves or evaluates on its own
 _SHORT_S = 2.0  # for a rank that has not answered before
+_SOON_S = 0.5  # ranks that have the same test are seldom further apart
 _PREFIX = "pytest_nanstab"
 _ABSENT = "absent"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.05
@@ -44,6 +45,7 @@ class Group:
     _store: Any
     silent: set[int] = field(default_factory=set)
     _written: list[str] = field(default_factory=list)
+    _without: set[int] = field(default_factory=set)  # ranks that do not have the test at all
 
     def gather(self, label: str, payload: Mapping[str, Any], *, patience: float = PATIENCE_S) -> dict[int, Payload]:
         """What every rank says at its next round of this label, by rank; one that stays silent is missing.
@@ -56,11 +58,11 @@ class Group:
         answers = {self.rank: dict(payload)}
         try:
             self._store.set(place_of[self.rank], json.dumps(payload))
-            for rank, key in self._arrived(others, patience).items():
+            for rank, key in self._arrived(others, patience, label).items():
                 answers[rank] = json.loads(self._store.get(key))
         except RuntimeError:  # the store went with the process that kept it
             pass
-        self.silent = others.keys() - answers.keys()
+        self.silent = others.keys() - answers.keys() - self._without
         answers = {rank: answer for rank, answer in answers.items() if _ABSENT not in answer}
         if not self.silent:  # then everybody has read what was said in the round before
             self._clean(place_of[self.rank])
@@ -83,16 +85,34 @@ class Group:
         with suppress(RuntimeError):  # the store went with the process that kept it
             self._store.set(key, json.dumps(payload))
 
-    def _arrived(self, wanted: Mapping[int, str], patience: float) -> dict[int, str]:
+    def publish(self) -> None:
+        """Tell the others which tests this rank has."""
+        if place.COLLECTED:
+            with suppress(RuntimeError):
+                self._store.set(f"{_PREFIX}/tests/{self.rank}", json.dumps(place.COLLECTED))
+
+    def _lacks(self, rank: int, label: str) -> bool:
+        """Whether a rank has told its tests, and that of the label, which this one has, is not among them."""
+        key = f"{_PREFIX}/tests/{rank}"
+        if not any(label.startswith(test) for test in place.COLLECTED) or not self._store.check([key]):
+            return False
+        return not any(label.startswith(test) for test in json.loads(self._store.get(key)))
+
+    def _arrived(self, wanted: Mapping[int, str], patience: float, label: str = "") -> dict[int, str]:
         """Of the keys that are wanted, those that are there in time."""
         began, pause = time.monotonic(), _FIRST_PAUSE_S
         limits = {rank: min(patience, _SHORT_S) if rank in self.silent else patience for rank in wanted}
-        waiting, arrived = dict(wanted), {}
+        waiting, arrived, asked = dict(wanted), {}, False
+        self._without = set()
         while waiting:
             here = {rank: key for rank, key in waiting.items() if self._store.check([key])}
             arrived.update(here)
             passed = time.monotonic() - began
             waiting = {r: key for r, key in waiting.items() if r not in here and passed < limits[r]}
+            if waiting and passed > _SOON_S and not asked:
+                asked = True
+                self._without = {rank for rank in waiting if self._lacks(rank, label)}
+                waiting = {r: key for r, key in waiting.items() if r not in self._without}
             if waiting:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
@@ -119,6 +139,7 @@ def current() -> Group | None:
     if last is None or last._store is not store:
         _LAST[:] = [Group(distributed.get_rank(), size, store)]
         place.met(_LAST[-1].rank, size)
+        _LAST[-1].publish()
     return _LAST[-1]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 _seen: list[tuple[int, int]] = []  # (rank, world size) of the process group met last
+COLLECTED: list[str] = []  # the ids of this session's tests, where others run beside it
 
 
 def met(rank: int, size: int) -> None:
@@ -15,6 +17,12 @@ def met(rank: int, size: int) -> None:
 def is_one_of_several() -> bool:
     """Whether a launcher such as torchrun has started this process beside others, or it has met others in a group."""
     return bool(_seen) or _size() > 1
+
+
+def collected(ids: Iterable[str]) -> None:
+    """The tests of this session are known: ranks may have others, and need not wait for this one there."""
+    if _size() > 1:
+        COLLECTED[:] = ids
 
 
 def is_first() -> bool:
