@@ -75,6 +75,48 @@ def test_rows_of_a_buffer_have_an_origin_each():
     assert line_behind(lambda: compute(1)).endswith("# second")
 
 
+def test_what_a_loop_writes_has_one_origin_a_line():
+    """However many rows: the line that wrote the row in use is blamed."""
+
+    def compute() -> Tensor:
+        rows = torch.zeros(24, 2)
+        for index in range(24):
+            if index == 5:
+                rows[index] = torch.acos(torch.tensor([2.0, 0.0]))  # used
+            else:
+                rows[index] = torch.log(torch.tensor([-1.0, 1.0]))
+        return rows[5].sum()
+
+    assert line_behind(compute).endswith("# used")
+
+
+def test_everything_is_bad_and_not_all_of_it_was_before():
+    def compute() -> Tensor:
+        share = torch.tensor([1.0, 1.0, 0.0]) / torch.tensor([1.0, 1.0, 0.0])
+        return torch.log(share - 2)[:2].sum()  # guilty
+
+    assert line_behind(compute).endswith("# guilty")
+
+
+def test_sparse_tensors_are_followed_as_one():
+    def compute() -> Tensor:
+        norm = torch.tensor([1.0, 0.0, 2.0]).pow(-0.5)  # guilty
+        return torch.sparse.mm(torch.diag(norm).to_sparse(), torch.ones(3, 4)).sum()
+
+    assert line_behind(compute).endswith("# guilty")
+
+
+def test_telling_origins_apart_has_an_end():
+    """A large buffer written row by row would cost the square of its size: then the last origin stands for all."""
+    tracer = Tracer()
+    with tracer:
+        rows = torch.zeros(3000, 256)
+        for index in range(0, 3000, 3):
+            rows[index] = torch.log(torch.full((256,), float(index % 2) - 1))
+    assert tracer.failed is None
+    assert sum(mask.numel() for parts in tracer.ledger._parts.values() for _, mask in parts) < 2**23
+
+
 def test_a_stated_infinity_beside_a_nan_is_not_blamed():
     """Masked scores: the NaN of one row and the mask of another are told apart through the softmax."""
 
@@ -154,6 +196,13 @@ def test_from_a_file():
     fit(data, eps=1e-3)
 
 @pytest.mark.nanstab
+def test_beside_a_metric():
+    metric = np.zeros(1) / np.zeros(1)
+    data = table(False)
+    data[5, 2] = np.nan
+    fit(data, eps=1e-3)
+
+@pytest.mark.nanstab
 def test_silenced():
     with np.errstate(all="ignore"):
         fit(table(True))
@@ -165,16 +214,40 @@ def test_healthy(): fit(table(False))
     assert ran.outcomes == {
         "test_broken": "failed",
         "test_from_a_file": "failed",
+        "test_beside_a_metric": "failed",
         "test_silenced": "failed",
         "test_healthy": "passed",
     }
     broken = ran.text[ran.text.index("_ test_broken _") : ran.text.index("_ test_from_a_file _")]
     line = 1 + (pytester.path / "test_it.py").read_text().splitlines().index(LINE)
-    assert f"invalid value at test_it.py:{line}" in broken
+    assert f"numpy warned  invalid value at test_it.py:{line}" in broken
     assert f"\ntest_it.py:{line}: NonFiniteError" in broken
     assert "RuntimeWarning" in ran.text
     others = ran.text[ran.text.index("_ test_from_a_file _") : ran.text.index("warnings summary")]
     assert "numpy met" not in others
+
+
+def test_numpy_warns_in_a_rerun_as_ever(pytester):
+    """Filters by its words, and tests that expect a warning or look at the settings, go the same way twice."""
+    body = f"""
+{MARKED}
+import warnings
+
+@pytest.mark.nanstab
+def test_filtered():
+    warnings.filterwarnings("error")
+    warnings.filterwarnings("ignore", message="invalid value encountered in divide")
+    np.nan_to_num(np.zeros(2) / np.zeros(2))
+    with pytest.warns(RuntimeWarning, match="divide by zero encountered in log"):
+        np.log(np.zeros(1))
+    assert np.geterr()["invalid"] == "warn"
+    weight = nn.Parameter(torch.ones(2))
+    torch.log(weight - 2).sum().backward()  # the bug
+    torch.optim.SGD([weight], 0.1).step()
+"""
+    ran = run_inside(pytester, body)
+    assert "ended in" not in ran.text
+    assert "log, float32[2]: 2 of 2 values became NaN" in " ".join(ran.text.split())
 
 
 def test_numpy_is_as_it_was_after_a_rerun(pytester):
@@ -184,7 +257,10 @@ def test_numpy_is_as_it_was_after_a_rerun(pytester):
 @pytest.mark.xfail(strict=True)
 def test_broken(): fit(table(True))
 
-def test_after(): assert np.geterr()["invalid"] == "warn" and np.geterrcall() is None
+def test_after():
+    import warnings
+    assert np.geterr()["invalid"] == "warn"
+    assert "nanstab" not in warnings.showwarning.__module__
 """
     ran = run_inside(pytester, body, "-W", "ignore")
     assert ran.outcomes == {"test_broken": "xfail", "test_after": "passed"}
@@ -286,7 +362,8 @@ def test_an_average_of_weights():
                 a += (p - a) / torch.tensor(step.number - 2.0)  # the average
         return model(torch.randn(16, 8)).pow(2).mean()
     fit(model, step, steps=8)
-    average(torch.randn(16, 8))
+    with torch.no_grad():
+        average(torch.randn(16, 8))
 
 def test_a_target():
     targets = quotients()

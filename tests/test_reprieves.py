@@ -283,6 +283,57 @@ def test_members_are_not_asked_for():
     assert not asked
     assert torch.equal(before, torch.get_rng_state())
 
+class Slotted:
+    __slots__ = ("x",)
+    def __init__(self, x): self.x = x
+
+class Reads(nn.Module):
+    def __init__(self, get):
+        super().__init__()
+        self.layer, self.get = nn.Linear(2, 1), get
+    def forward(self, batch): return self.layer(self.get(batch))
+
+def test_bad_data_in_containers_of_other_kinds():
+    import types
+    bad = torch.tensor([[1.0, float("nan")]])
+    assert Reads(lambda batch: batch["x"])(types.MappingProxyType({"x": bad})).isnan().all()
+    assert Reads(lambda batch: batch.x)(Slotted(bad)).isnan().all()
+
+class Guarding(torch.optim.Optimizer):
+    def __init__(self, parameters, refuses=False):
+        super().__init__(parameters, {})
+        self.refuses = refuses
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            if p.grad.isfinite().all():
+                p -= 0.1 * p.grad
+            elif self.refuses:
+                raise FloatingPointError("a bad gradient")
+
+def test_each_parameter_has_a_guard():
+    w, v = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    optimizer = Guarding([w, v])
+    ((w[0] - w[0].detach()).sqrt() + v[0]).backward()
+    optimizer.step()
+    assert w.isfinite().all() and v[0] != 1
+    assert not optimizer._optimizer_step_post_hooks
+
+def test_an_optimizer_that_refuses():
+    w = nn.Parameter(torch.ones(2))
+    (w * float("nan")).sum().backward()
+    with pytest.raises(FloatingPointError):
+        Guarding([w], refuses=True).step()
+
+KEPT = nn.Parameter(torch.ones(2))
+OPTIMIZER = Guarding([KEPT])
+
+def test_a_guard_of_a_longer_life():
+    (KEPT * float("nan")).sum().backward()
+    OPTIMIZER.step()
+
+def test_no_hook_is_left(): assert not OPTIMIZER._optimizer_step_post_hooks
+
 class Preconditioned(torch.optim.SGD):
     def step(self, model):
         assert isinstance(model, nn.Module)

@@ -30,7 +30,7 @@ from pytest_nanstab.watching.verdicts import KEPT
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_nanstab.attribution.places import Spot
+    from pytest_nanstab.attribution.numpy_errors import Complaint
     from pytest_nanstab.watching.names import Names
 
 _OUT_OF = re.compile(r", out of [^,]+$")
@@ -288,23 +288,23 @@ def _from_numbers(finding: Finding, origin: Origin) -> Finding:
         told = _data(finding, origin, name="numbers from Python or numpy", facts=facts, source=shown(used) or first)
     if first is not None and first != told.source:
         told = replace(told, evidence={**told.evidence, "converted at": first})
-    return _by_numpy(told, guilty.bad.before)
+    return _by_numpy(told, guilty.bad.before, is_sure=guilty.bad.is_sure)
 
 
-def _by_numpy(finding: Finding, complaints: Sequence[tuple[str, Spot]]) -> Finding:
-    """What numpy complained of is where the values were made, if it did so at one line."""
+def _by_numpy(finding: Finding, complaints: Sequence[Complaint], *, is_sure: bool) -> Finding:
+    """What numpy complained of is where the values were made, if it did so in the call that made a tensor of them."""
     if not complaints:
         return finding
-    told = [f"{word} at {shown(spot)}" for word, spot in complaints[:3]]
-    if len(complaints) > 1:
-        return replace(finding, evidence={**finding.evidence, "numpy": told})
-    word, spot = complaints[0]
+    told = [f"{complaint.word} at {shown(complaint.spot)}" for complaint in complaints[:3]]
+    if not is_sure:
+        return replace(finding, evidence={**finding.evidence, "numpy warned": told})
+    cause, remedy = _NUMPY[complaints[0].word]
     return replace(
         finding,
-        source=shown(spot),
-        evidence={**finding.evidence, "used at": finding.source, "numpy": told},
-        cause=f"numpy met {_NUMPY[word][0]} there, before the values became a tensor",
-        remedy=_NUMPY[word][1],
+        source=shown(complaints[0].spot),
+        evidence={**finding.evidence, "used at": finding.source, "numpy warned": told},
+        cause=f"numpy met {cause} there, before the values became a tensor",
+        remedy=remedy,
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pytest_nanstab.attribution.places import NOWHERE, Place, Spot
+from pytest_nanstab.attribution.numpy_errors import Complaint
+from pytest_nanstab.attribution.places import NOWHERE, Place
 
 # How a bad value came about. "born": from finite operands. "turned": a NaN out of infinities. "carried": it was in an
 # operand already. "outside": it was in a tensor that no traced operation made.
@@ -35,6 +36,9 @@ _KEPT_STEPS = 2
 # More origins than this are not told apart.
 _MOST_ROOTS = 64
 _MOST_PARTS = 16
+_MOST_DIVIDED = 64
+# So many values are looked at one by one: it takes a tenth of a microsecond each.
+_VALUES_TOLD_APART = 2**25
 
 
 # Records, each with a mask over the whole memory that says where its bad values stand.
@@ -85,8 +89,9 @@ class Bad:
         name: of "outside", what the user's code calls it.
         rows: the first indices of the bad values.
         called: the torch function that the user's line calls, where it has another name than the operation.
-        before: of numbers from outside torch, what numpy complained of before, and at which lines.
-        roots: which records the causes go back to, by their identity.
+        before: of numbers from outside torch, what numpy complained of before.
+        is_sure: whether that has made them.
+        roots: what the causes go back to; see `Made.roots`.
     """
 
     kind: Kind
@@ -99,11 +104,12 @@ class Bad:
     name: str | None = None
     rows: tuple[int, ...] = ()
     called: str | None = None
-    before: tuple[tuple[str, Spot], ...] = ()
-    roots: frozenset[int] = frozenset()
+    before: tuple[Complaint, ...] = ()
+    is_sure: bool = False
+    roots: frozenset[object] = frozenset()
 
     def __post_init__(self) -> None:
-        roots: frozenset[int] = frozenset().union(*(made.roots for made in self.causes))
+        roots: frozenset[object] = frozenset().union(*(made.roots for made in self.causes))
         self.roots = roots if len(roots) <= _MOST_ROOTS else frozenset({0})
 
 
@@ -141,10 +147,12 @@ class Made:
     bad: Bad | None = None
 
     @property
-    def roots(self) -> frozenset[int]:
-        """The records that its bad values go back to, by their identity."""
+    def roots(self) -> frozenset[object]:
+        """What its bad values go back to: an operation at a line is one, in however many turns of a loop."""
         known = frozenset() if self.bad is None else self.bad.roots
-        return known if known and self.bad is not None and self.bad.kind != "born" else known | {id(self)}
+        if known and self.bad is not None and self.bad.kind != "born":
+            return known
+        return known | {(self.op, self.place.spot) if self.op and self.place.spot is not None else id(self)}
 
     @property
     def bad_nan(self) -> bool:
@@ -195,6 +203,7 @@ class Ledger:
     _parts: dict[int, Parts] = field(default_factory=dict)
     _steps: deque[list[Made]] = field(default_factory=deque)
     _limit: int = 20_000
+    _left: int = _VALUES_TOLD_APART
 
     def of(self, tensor: Tensor) -> Made | None:
         """The record of what last wrote to the tensor's memory, or of the only origin its bad values have."""
@@ -234,7 +243,9 @@ class Ledger:
         key = storage_key(tensor)
         if key is None or key not in self._made:
             return
-        masks: dict[frozenset[int], tuple[Made, Tensor]] = {}
+        if not self.affords(memory_of(tensor)):
+            return
+        masks: dict[object, tuple[Made, Tensor]] = {}
         for made, mask in around:
             kept = mask.clone()
             _view(kept, tensor).fill_(False)
@@ -245,6 +256,13 @@ class Ledger:
             masks.setdefault(made.roots, (made, torch.zeros_like(mask)))[1].logical_or_(mask)
         if len(masks) <= _MOST_PARTS:
             self._parts[key] = tuple(masks.values())
+        if len(self._parts) > _MOST_DIVIDED:
+            self._parts = {key: parts for key, parts in self._parts.items() if not self._made[key][0].expired()}  # type: ignore[no-untyped-call]
+
+    def affords(self, tensor: Tensor) -> bool:
+        """Whether there is time left to tell the origins in a tensor apart; takes what it costs."""
+        self._left -= tensor.numel()
+        return self._left > 0
 
     def new_step(self) -> None:
         """A training step begins: let go of what finite values of earlier steps were computed from."""

@@ -52,7 +52,8 @@ class Share:
 
 def can_tell(call: Call, output: Tensor) -> bool:
     """Whether an operation can be repeated, and its result be looked at value by value."""
-    plain = type(output) in (Tensor, Parameter) and output.layout is torch.strided and not output.is_meta
+    given = (output, *call.inputs)
+    plain = all(type(t) in (Tensor, Parameter) and t.layout is torch.strided and not t.is_meta for t in given)
     return plain and not call.about.random and not any_sharded(call.inputs)
 
 
@@ -66,7 +67,9 @@ def shares_of(call: Call, output: Tensor, sources: Sequence[Source]) -> list[Sha
     bad = bad_values(output)
     groups = _by_origin(sources)
     if len(groups) == 1 and bool(bad.all()):
-        return []
+        touched = _touched(call, output, sources)
+        if touched is None or bool(touched.all()):
+            return []
     own = _born_here(call, output, bad, sources)
     rest = bad & ~own
     found = [Share((), own)] if bool(own.any()) else []
@@ -76,7 +79,7 @@ def shares_of(call: Call, output: Tensor, sources: Sequence[Source]) -> list[Sha
 
 
 def _by_origin(sources: Sequence[Source]) -> list[list[Source]]:
-    groups: dict[frozenset[int], list[Source]] = {}
+    groups: dict[frozenset[object], list[Source]] = {}
     for source in sources:
         groups.setdefault(source.made.roots, []).append(source)
     return list(groups.values())

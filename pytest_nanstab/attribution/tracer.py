@@ -214,7 +214,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _shares(self, call: Call, output: Tensor, place: Place, frame: FrameType | None) -> list[Share]:
         """The bad values by their origin; none where all of them have one, or they cannot be told apart."""
-        if not can_tell(call, output) or call.about.aten == "lift_fresh":
+        if not can_tell(call, output) or call.about.aten == "lift_fresh" or not self.ledger.affords(output):
             return []
         sources = []
         for index, parts in enumerate(call.parts or [[]] * len(call.inputs)):
@@ -252,8 +252,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         facts = looking.facts_of(output)
         nan = facts.get("nan", 1) > 0
         if call.about.aten == "lift_fresh":  # numbers written into the program
-            before = tuple(self.numpy.lines(nan=nan))
-            return Bad("born", nan, facts, intended=is_sentinel(facts), rows=looking.bad_rows(output), before=before)
+            rows, (before, is_sure) = looking.bad_rows(output), self.numpy.behind(frame, nan=nan)
+            return Bad("born", nan, facts, intended=is_sentinel(facts), rows=rows, before=before, is_sure=is_sure)
         suspects = [index for index in range(len(call.inputs)) if call.was_bad(index)]
         kind, causing = why(call, suspects, output, facts)
         return Bad(

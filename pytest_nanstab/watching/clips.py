@@ -20,8 +20,8 @@ _CLIP_EPS = 1e-6
 _KEPT_CALLS = 31
 # A bound nobody means to reach.
 _READS_ONLY = 1e6
-# What a bound of scaled gradients may come to without the scale and still be meant: people clip at 0.01 and above.
-_LEAST_BOUND = 0.01
+# People clip at 10 or less. A bound that is multiplied by the scale as well is larger, or a fair part of the scale.
+_USUAL_BOUND, _FAIR_PART, _LEAST_PART = 10.0, 0.05, 0.001
 
 
 @dataclass(eq=False)
@@ -60,12 +60,15 @@ class Clip:
     def ignores_scale(self, first: Clip) -> bool:
         """Whether its bound was meant for gradients without the loss scale; `first` is the first call at the line.
 
-        A bound may be multiplied by the scale as well. It is not where little would be left of it without the scale, or
-        where it stays while the scale changes.
+        A bound may be multiplied by the scale as well. It is not where too little would be left of it without the
+        scale, or where it stays while the scale changes.
         """
         if self.scale is None or not self.unscaled_later or self.only_reads:
             return False
-        return self.bound / self.scale < _LEAST_BOUND or (self.bound == first.bound and self.scale != first.scale)
+        part = self.bound / self.scale
+        if part < _LEAST_PART or (part < _FAIR_PART and self.bound <= _USUAL_BOUND):
+            return True
+        return self.bound == first.bound and self.scale != first.scale
 
     def refresh(self) -> None:
         """Take the gradients as they are now for what the call left."""

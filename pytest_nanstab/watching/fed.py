@@ -68,18 +68,26 @@ class _Weak:
         self.reference = TensorWeakRef(value) if isinstance(value, Tensor) else weakref.ref(value)
 
 
+def _is_named(kind: type) -> bool:
+    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+
+
+def _of_kind(kind: type, parts: list[Any]) -> Any:
+    return kind(parts) if kind in (tuple, list) else tuple.__new__(kind, parts)
+
+
 def _weakly(value: Any, depth: int = 0) -> Any:
     """A value with weak references in place of the tensors and objects in it."""
     kind = type(value)
     if depth > _DEEPEST:
         return value
-    if kind is tuple or kind is list:
-        return kind([_weakly(part, depth + 1) for part in value])
+    if kind is tuple or kind is list or _is_named(kind):
+        return _of_kind(kind, [_weakly(part, depth + 1) for part in value])
     if kind is dict:
         return {key: _weakly(part, depth + 1) for key, part in value.items()}
     try:
         return _Weak(value)
-    except TypeError:  # numbers, texts, named tuples
+    except TypeError:  # numbers, texts
         return value
 
 
@@ -93,8 +101,8 @@ def _strongly(value: Any, depth: int = 0) -> Any:
         return there
     if depth > _DEEPEST:
         return value
-    if kind is tuple or kind is list:
-        return kind([_strongly(part, depth + 1) for part in value])
+    if kind is tuple or kind is list or _is_named(kind):
+        return _of_kind(kind, [_strongly(part, depth + 1) for part in value])
     return {key: _strongly(part, depth + 1) for key, part in value.items()} if kind is dict else value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, MemberDescriptorType, ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -65,8 +65,9 @@ def all_tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         if found or isinstance(node, (type, ModuleType, torch.nn.Module)) or opened >= _MAX_OBJECTS:
             return found
         own = getattr(node, "__dict__", None)
-        opened += own is not None
-        return _named(own) if isinstance(own, dict) else []
+        own = own if isinstance(own, dict) else _slots_of(node)
+        opened += bool(own)
+        return _named(own)
 
     return _walked(obj, path, members)
 
@@ -124,9 +125,18 @@ def _named(members: dict[Any, Any]) -> _Members:
 
 def _held_by(mapping: Any) -> _Members:
     """What a mapping of another kind keeps: its only dictionary (`UserDict`, `TensorDict`), else its attributes."""
-    own = vars(mapping)
+    if type(mapping) is MappingProxyType:
+        return _named(dict(mapping))
+    own = vars(mapping) if hasattr(mapping, "__dict__") else _slots_of(mapping)
     kept = [value for value in own.values() if issubclass(type(value), dict) and value]
     return _named(kept[0] if len(kept) == 1 else own)
+
+
+def _slots_of(value: Any) -> dict[str, Any]:
+    """What an object keeps in slots: reading those computes nothing."""
+    members = {name: kind for base in type(value).__mro__ for name, kind in vars(base).items()}
+    names = [name for name, kind in members.items() if type(kind) is MemberDescriptorType]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def plain(tensor: Tensor) -> Tensor | None:

@@ -464,7 +464,7 @@ class Region:
     @torch_private.past_modes
     def _judge_end(self) -> None:
         __tracebackhide__ = True
-        self.guarded.settle()
+        self.guarded.close()
         self.losses.finish()
         if self.headroom is not None:
             self.headroom.finish([p for norm in self.state.norms.values() for p in getattr(norm, "parameters", ())])
