@@ -287,6 +287,11 @@ class Slotted:
     __slots__ = ("x",)
     def __init__(self, x): self.x = x
 
+class Refuses:
+    __slots__ = ("unset", "x")
+    def __init__(self, x): self.x = x
+    def __getattr__(self, name): raise RuntimeError("nobody asks me")
+
 class Reads(nn.Module):
     def __init__(self, get):
         super().__init__()
@@ -297,7 +302,8 @@ def test_bad_data_in_containers_of_other_kinds():
     import types
     bad = torch.tensor([[1.0, float("nan")]])
     assert Reads(lambda batch: batch["x"])(types.MappingProxyType({"x": bad})).isnan().all()
-    assert Reads(lambda batch: batch.x)(Slotted(bad)).isnan().all()
+    for kind in (Slotted, Refuses):
+        assert Reads(lambda batch: batch.x)(kind(bad)).isnan().all()
 
 class Guarding(torch.optim.Optimizer):
     def __init__(self, parameters, refuses=False):

@@ -257,7 +257,7 @@ class GradientJudge:
         self._region.run.notes += [*self.tallies.notes(), *self.scaling.notes(), *self._unreached()]
         run = self._region.run
         if run.skipped_steps and not run.steps:
-            run.notes.append(f"no step was taken: all {run.skipped_steps} were left out, their losses were not finite")
+            run.notes.append(f"no step was taken: all {run.skipped_steps} were left out, for what was not finite")
         # What was raised has kept the optimizer from the step that would have shown what the clips are good for.
         stopped = self._region.options.raises and bool(self._region.findings)
         useless = self.tallies.useless() if self._region.run.steps and not stopped else None

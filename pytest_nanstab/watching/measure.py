@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType, MemberDescriptorType, ModuleType
 from typing import Any, TypeAlias
@@ -64,8 +65,7 @@ def all_tensors_in(obj: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         opened += bool(found and opened)  # within somebody's objects, which may lead anywhere
         if found or isinstance(node, (type, ModuleType, torch.nn.Module)) or opened >= _MAX_OBJECTS:
             return found
-        own = getattr(node, "__dict__", None)
-        own = own if isinstance(own, dict) else _slots_of(node)
+        own = _own(node)
         opened += bool(own)
         return _named(own)
 
@@ -127,16 +127,23 @@ def _held_by(mapping: Any) -> _Members:
     """What a mapping of another kind keeps: its only dictionary (`UserDict`, `TensorDict`), else its attributes."""
     if type(mapping) is MappingProxyType:
         return _named(dict(mapping))
-    own = vars(mapping) if hasattr(mapping, "__dict__") else _slots_of(mapping)
+    own = _own(mapping)
     kept = [value for value in own.values() if issubclass(type(value), dict) and value]
     return _named(kept[0] if len(kept) == 1 else own)
 
 
-def _slots_of(value: Any) -> dict[str, Any]:
-    """What an object keeps in slots: reading those computes nothing."""
-    members = {name: kind for base in type(value).__mro__ for name, kind in vars(base).items()}
-    names = [name for name, kind in members.items() if type(kind) is MemberDescriptorType]
-    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+def _own(value: Any) -> dict[str, Any]:
+    """The attributes that an object keeps, in its dictionary or in slots, read past its own `__getattr__`."""
+    with suppress(AttributeError):
+        attributes = object.__getattribute__(value, "__dict__")
+        if isinstance(attributes, dict):
+            return attributes
+    kept: dict[str, Any] = {}
+    for name, member in ((name, member) for base in type(value).__mro__ for name, member in vars(base).items()):
+        if type(member) is MemberDescriptorType:
+            with suppress(AttributeError):  # never set
+                kept.setdefault(name, member.__get__(value))
+    return kept
 
 
 def plain(tensor: Tensor) -> Tensor | None:
